@@ -1,0 +1,50 @@
+"""Reads settings.ini; the wheel also carries the run notebooks and the published figures."""
+from configparser import ConfigParser
+from pathlib import Path
+from shutil import copy2
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+parser = ConfigParser(delimiters=["="])
+parser.read("settings.ini", encoding="utf-8")
+cfg = parser["DEFAULT"]
+
+# folder in the wheel -> files of the clone that go there
+SHIPPED = {"notebooks": "nbs/runs/*.ipynb", "reported": "expt_logs/reported/*"}
+
+
+class BuildWithNotebooks(build_py):
+    def run(self):
+        super().run()
+        if getattr(self, "editable_mode", False):
+            return  # an editable install reads them from the clone
+        for folder, pattern in SHIPPED.items():
+            target = Path(self.build_lib) / cfg["lib_name"] / folder
+            target.mkdir(parents=True, exist_ok=True)
+            for file in sorted(Path().glob(pattern)):
+                copy2(file, target)
+
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author=cfg["author"],
+    license="Apache-2.0",
+    keywords=cfg["keywords"],
+    packages=find_packages(include=["carot", "carot.*"]),
+    package_data={"carot": ["weights/*/*"]},
+    include_package_data=True,
+    python_requires=f">={cfg['min_python']}",
+    install_requires=cfg["requirements"].split(),
+    extras_require={
+        "handwriting": cfg["handwriting_requirements"].split(),
+        "dev": cfg["dev_requirements"].split(),
+    },
+    entry_points={"console_scripts": [cfg["console_scripts"]]},
+    cmdclass={"build_py": BuildWithNotebooks},
+    zip_safe=False,
+)
