@@ -95,8 +95,9 @@ def test_interrupted_and_again(clone):
 
     (logs/"hold").unlink()
     code, out, err = carot_command(clone, "run", "--method", "ft", "--batch-size=4")
-    assert (code, err) == (0, "") and out.startswith("expt_logs/glyphs/ft/batch_size=4,seed=1\naccuracy: ID 80.0 %")
+    assert (code, err) == (0, "") and out.startswith("ft     batch_size=4,seed=1  accuracy: ID 80.0 %")
+    assert out.endswith("\nexpt_logs/glyphs/ft/batch_size=4,seed=1\n")
     before = tree(pid.parent)
     code, out, err = carot_command(clone, "reproduce", "--methods", "ft", "--batch_size", "4")
     assert (code, err) == (0, "") and re.match(r"ft     batch_size=4,seed=1  accuracy: .* \(was there\)\n", out)
-    assert "| a table |" in out and "expt_logs/glyphs/report/report.ipynb" in out and tree(pid.parent) == before
+    assert "| table of batch_size=4 |" in out and "expt_logs/glyphs/report/report.ipynb" in out and tree(pid.parent) == before

@@ -51,7 +51,7 @@ def standin(path):
 
 def standin_report(path):
     return write_notebook(path, 'benchmark: str = "glyphs"  # which\nout: str = "expt_logs"  # where\nselect: str = ""  # some',
-                          'from pathlib import Path\nfolder = Path(out, benchmark, "report")\nfolder.mkdir(exist_ok=True)\n(folder/"table2.md").write_text("| a table |")')
+                          'from pathlib import Path\nfolder = Path(out, benchmark, "report")\nfolder.mkdir(exist_ok=True)\n(folder/"table2.md").write_text(f"| table of {select} |")')
 
 
 @pytest.fixture
@@ -82,6 +82,7 @@ def python(code, *arguments, **keywords):
 
 TEXTS = ["a", "A", "a/b", "c/b", "a b", "a_b", "a,b", "a=b", "a,seed=1", "a,lr=1", ".", "..", "../..", "None", "nan", "é", "è", "é/a",
          "x" * 60, "x" * 61, "x" * 300, "x" * 299 + "y", "a\nb", "a\tb", "-a", "b-0123abcd", "C:\\data", "~/data", "a|b", "b/", "b\\", "1", "1.0"]
+TEXTS += [runs.spell(text) for text in TEXTS if runs.spell(text) != text]  # what a spelled one looks like
 NUMBERS = [0.1, 0.1 + 1e-17, 0.1 + 1e-16, 0.1 + 2e-16, 1 / 3, 0.333333, 1e-5, 1.0000001e-5, 1.0, 1e22, 123456.0, 1234567.0, 1234567.5, 5e-324]
 
 
@@ -131,7 +132,7 @@ def test_unwritable_out(tmp_path, monkeypatch):
 
 
 def test_reproduce_gives_parameters_to_those_who_use_them(notebook):
-    jobs = runs.plan(list(runs.METHODS), 2, {"distillation_coef": 0.5, "epochs": 2})
+    jobs = runs.plan(list(runs.METHOD_DEFAULTS), 2, {"distillation_coef": 0.5, "epochs": 2})
     assert [str(job).split() for job in jobs if job.parameters["seed"] == 1] == [
         ["zs", "seed=1"], *[[m, "epochs=2,seed=1"] for m in ("lp", "ft", "lp-ft", "flyp")], ["carot", "distillation_coef=0.5,epochs=2,seed=1"]]
     assert len(jobs) == 11
@@ -206,11 +207,11 @@ def test_kill_goes_on_and_one_failure_stops_nobody_else(notebook, tmp_path, caps
     (out/"hold").unlink()
     report = standin_report(tmp_path/"report.ipynb")
     assert runs.reproduce(["lp", "ft"], jobs=2, notebook=notebook, report_notebook=report, out=out, batch_size=4) == 1
-    text = capsys.readouterr().out
+    text, errors = capsys.readouterr()
     assert "ft     batch_size=4,seed=1  accuracy: ID 80.0 %, shifts 50.0 %   ECE: ID 0.100, shifts 0.200   1 s\n" in text
     failed = out/"glyphs"/"lp"/"batch_size=4,seed=1"/"run.failed.ipynb"
-    assert f"lp     batch_size=4,seed=1  failed: IndexError: beyond the end (see {failed})\n" in text
-    assert "| a table |" in text and "report.ipynb" in text
+    assert errors == f"carot: error: lp     batch_size=4,seed=1: IndexError: beyond the end (see {failed})\n"
+    assert "| table of batch_size=4 |" in text and "report.ipynb" in text
     for written in (pid.parent/"run.ipynb", failed):
         assert '"papermill"' not in written.read_text() and sys.prefix not in written.read_text() and f"{Path.cwd()}/" not in written.read_text()
 
@@ -219,9 +220,10 @@ def test_kill_goes_on_and_one_failure_stops_nobody_else(notebook, tmp_path, caps
     assert tree(pid.parent) == before
 
 
-def test_errors_in_the_kernel(notebook, tmp_path):
+def test_errors_in_the_kernel(notebook, tmp_path, capsys):
     before = tree(tmp_path)
-    with pytest.raises(UserError, match="^batch_size 2 is for nobody; take 3$"): runs.run(notebook, out=tmp_path/"logs", batch_size=2)
+    assert runs.run_all(notebook, [runs.job_for({"out": str(tmp_path/"logs"), "batch_size": 2})], at_once=1) == 2
+    assert tuple(capsys.readouterr()) == ("", "carot: error: carot  batch_size=2,seed=1: batch_size 2 is for nobody; take 3\n")
     assert tree(tmp_path) == before
     with pytest.raises(RuntimeError, match="kernel died.*failed.ipynb"): runs.run(notebook, out=tmp_path/"logs", batch_size=3)
 
@@ -233,7 +235,8 @@ def test_the_notebook_has_the_parameters_and_cleaning_keeps_their_tag(tmp_path):
     path = runs.notebook_path("fine_tune")
     found = runs.parameters(path)
     assert {k: v["type"] for k, v in found.items()} == kinds and all(v["help"] for v in found.values())
-    copy = tmp_path/"fine_tune.ipynb"
-    copy.write_bytes(path.read_bytes())
-    subprocess.run([Path(sys.executable).with_name("nbdev_clean"), "--fname", copy], cwd=path.parent, check=True)
-    assert runs.parameters(copy) == found
+    copy = nbformat.read(path, 4)
+    copy.cells[next(i for i, cell in enumerate(copy.cells) if cell.metadata.get("tags"))].metadata["dirt"] = True
+    nbformat.write(copy, tmp_path/"fine_tune.ipynb")
+    subprocess.run([Path(sys.executable).with_name("nbdev_clean"), "--fname", tmp_path/"fine_tune.ipynb"], cwd=path.parent, check=True)
+    assert "dirt" not in (tmp_path/"fine_tune.ipynb").read_text() and runs.parameters(tmp_path/"fine_tune.ipynb") == found

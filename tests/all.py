@@ -1,0 +1,44 @@
+"""Every check of the project, in the order in which a failure is cheapest: `python tests/all.py`."""
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = Path(sys.executable).parent
+
+
+def fingerprint(*patterns):
+    "What the files hold that match."
+    return {f: hashlib.sha256(f.read_bytes()).hexdigest() for p in patterns for f in sorted(ROOT.glob(p))}
+
+
+def unchanged(command, *patterns):
+    "Run a tool that rewrites files; fail and name them if it had anything to rewrite."
+    before = fingerprint(*patterns)
+    run(command)
+    changed = [str(f.relative_to(ROOT)) for f, digest in fingerprint(*patterns).items() if before.get(f) != digest]
+    if changed: sys.exit(f"`{command[0]}` changed {', '.join(changed)}: commit what it wrote")
+
+
+def run(command):
+    env = dict(os.environ, PATH=f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}", OMP_NUM_THREADS="1", MPLBACKEND="agg")
+    result = subprocess.run(command, cwd=ROOT, env=env)
+    if result.returncode: sys.exit(result.returncode)
+
+
+CHECKS = {
+    "the package is what the notebooks export": lambda: unchanged(["nbdev_export"], "carot/*.py"),
+    "the notebooks are clean": lambda: unchanged(["nbdev_clean"], "nbs/**/*.ipynb"),
+    "README.md is made of nbs/index.ipynb": lambda: unchanged([sys.executable, "tests/readme.py"], "README.md"),
+    "every chapter executes": lambda: run(["nbdev_test", "--n_workers", "2", "--timing"]),
+    "the tests pass": lambda: run([sys.executable, "-m", "pytest", "-q", "--durations", "5", *sys.argv[1:]]),
+}
+
+for what, check in CHECKS.items():
+    print(f"\n== {what}", flush=True)
+    start = time.time()
+    check()
+    print(f"   {time.time() - start:.0f} s", flush=True)

@@ -1,0 +1,34 @@
+"""What the tests share: one CPU thread, a tiny CLIP and a tiny benchmark."""
+import numpy as np
+import pytest
+import torch
+
+from carot.clip import build_clip
+from carot.data import ArrayImages, Benchmark, EvalSet
+
+torch.set_num_threads(1)
+
+TINY_VIT = {"model_cfg": {"embed_dim": 16, "vision_cfg": {"image_size": 16, "layers": 1, "width": 24, "head_width": 8, "patch_size": 8},
+            "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}},
+            "preprocess_cfg": {"size": 16}}
+
+@pytest.fixture
+def tiny_clip():
+    torch.manual_seed(0)
+    return build_clip(TINY_VIT).eval()
+
+def colours(n, seed, transform=None):
+    "n noisy squares of each of four colours"
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(4), n)
+    base = np.array([(220, 30, 30), (30, 180, 60), (40, 60, 220), (230, 210, 40)])[labels][:, :, None, None]
+    return ArrayImages((base + rng.normal(0, 40, (4 * n, 3, 16, 16))).clip(0, 255).astype("uint8"), labels, transform)
+
+@pytest.fixture
+def toy():
+    from torchvision.transforms import v2
+    plain = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    train = v2.Compose([v2.RandomResizedCrop(16, scale=(0.9, 1.0)), plain])
+    return Benchmark("toy", ["red", "green", "blue", "yellow"], ["a photo of a {}", "a {} thing", "something {}"],
+                     colours(10, 0, train), colours(3, 1, plain),
+                     {"Toy": EvalSet(colours(5, 2, plain), True), "ToyTwo": EvalSet(colours(5, 3, plain), False, [[0, 1], [2, 3]])})

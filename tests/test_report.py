@@ -1,0 +1,334 @@
+"The report from simulated run directories: arithmetic, what is left out, what is said, and the notebook end to end."
+import json
+import math
+import re
+import statistics
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from carot import report, runs
+from carot.data import UserError
+from carot.evaluate import Predictions, metrics_table, save_predictions
+from carot.train import METHODS
+
+SETS = {"Home": True, "Near": False, "Far": False, "val": True}
+
+
+def make_run(out, method, seed=1, values=None, complete=True, config=None, benchmark="toy", **asked):
+    "a run directory; `values`: metric -> a number per set of SETS"
+    setting = [f"{k}={runs.spell(v)}" for k, v in sorted(asked.items())]
+    path = Path(out)/benchmark/method/",".join([*setting, f"seed={seed}"])
+    path.mkdir(parents=True)
+    parameters = runs.PAPER | {"benchmark": benchmark, "method": method, "seed": seed, "lr": 0.01 if method == "lp" else 1e-5} | asked
+    trained = method != "zs"
+    facts = {"parameters": parameters, "asked": asked, "complete": complete, "versions": {"torch": "2.0"}, "git": None, "hardware": "a machine",
+             "steps": 30 * trained, "seconds": {"train": 6.0 * trained, "evaluate": 2.0, "total": 9.0}, "pairs_per_second": 1000.0 if trained else None}
+    (path/"config.json").write_text(json.dumps(facts | (config or {})))
+    if complete and values:
+        rows = [(name, id, 100, metric, value) for metric, numbers in values.items() for (name, id), value in zip(SETS.items(), numbers)]
+        write_metrics(path, pd.DataFrame(rows, columns=["set", "id", "n", "metric", "value"]))
+    return path
+
+
+def write_metrics(path, frame): frame.to_csv(path/"metrics.tsv", sep="\t", index=False)
+
+
+def numbers(home, near, far, error=0.1):
+    return {"accuracy": (home, near, far, 0.99), "ece": (error, error, error, 0.99), "batched_ece": (error + 0.1,) * 4}
+
+
+@pytest.fixture
+def out(tmp_path):
+    make_run(tmp_path, "zs", 1, numbers(0.5, 0.4, 0.3, 0.02))
+    for seed, shift in enumerate((0.0, 0.03, 0.09), 1): make_run(tmp_path, "ft", seed, numbers(0.8, 0.6 + shift, 0.5, 0.2))
+    for seed, home in enumerate((0.8, 0.8), 1): make_run(tmp_path, "carot", seed, numbers(home, 0.7, 0.5, 0.1))
+    return tmp_path
+
+
+# --- the numbers
+
+def test_means_deviations_and_the_average_over_shifts(out):
+    table = report.table(report.collect(out, "toy"), "accuracy")
+    assert list(table["mean"]) == ["Home", "Near", "Far", report.AVERAGE] and list(table.index) == list(METHODS)
+    near = [0.6, 0.63, 0.69]
+    averages = [(value + 0.5) / 2 for value in near]
+    assert table["mean"].loc["ft", "Near"] == pytest.approx(sum(near) / 3)
+    assert table["std"].loc["ft", "Near"] == pytest.approx(statistics.stdev(near))
+    assert table["mean"].loc["ft", report.AVERAGE] == pytest.approx(sum(averages) / 3)
+    assert table["std"].loc["ft", report.AVERAGE] == pytest.approx(statistics.stdev(averages))  # not the mean of the deviations
+    assert table["std"].loc["ft", report.AVERAGE] != pytest.approx((statistics.stdev(near) + 0) / 2 + 0.01)
+    assert table["mean"].loc["zs"].tolist() == pytest.approx([0.5, 0.4, 0.3, 0.35])
+    assert table["std"].loc["zs"].isna().all() and table["runs"].loc["zs", "Home"] == 1 and table["runs"].loc["ft", "Home"] == 3
+    assert table["mean"].loc[["lp", "lp-ft", "flyp"]].isna().all(axis=None)
+
+
+def test_the_average_leaves_out_id_sets_and_validation(out):
+    values = report.per_run(report.collect(out, "toy"), "accuracy")
+    assert "val" not in values and values.loc["zs", report.AVERAGE].item() == pytest.approx(0.35)
+
+
+def test_no_average_over_other_sets(out):
+    path = make_run(out, "flyp", 1, numbers(0.9, 0.9, 0.9))
+    frame = pd.read_csv(path/"metrics.tsv", sep="\t")
+    write_metrics(path, frame[frame.set != "Far"])
+    table = report.table(report.collect(out, "toy"), "accuracy")["mean"].loc["flyp"]
+    assert table["Near"] == 0.9 and math.isnan(table["Far"]) and math.isnan(table[report.AVERAGE])
+    assert report.cells(report.table(report.collect(out, "toy"), "accuracy"), "accuracy").loc["flyp", report.AVERAGE] == "–"
+
+
+def test_only_id_sets(tmp_path):
+    path = make_run(tmp_path, "zs", 1, numbers(0.5, 0.4, 0.3))
+    frame = pd.read_csv(path/"metrics.tsv", sep="\t")
+    write_metrics(path, frame[frame.id])
+    results = report.collect(tmp_path, "toy")
+    assert list(report.table(results, "accuracy")["mean"]) == ["Home"]
+    assert len(report.result_picture(results).axes) == 1
+
+
+# --- what is bold
+
+def text(out, metric): return report.cells(report.table(report.collect(out, "toy"), metric), metric)
+
+
+def test_bold(out):
+    accuracy, ece = text(out, "accuracy"), text(out, "ece")
+    assert accuracy.loc["zs"].tolist() == ["50.0", "40.0", "30.0", "35.0"]
+    assert accuracy.loc["ft"].tolist() == ["**80.0** ± 0.0", "64.0 ± 4.6", "**50.0** ± 0.0", "57.0 ± 2.3"]
+    assert accuracy.loc["carot"].tolist() == ["**80.0** ± 0.0", "**70.0** ± 0.0", "**50.0** ± 0.0", "**60.0** ± 0.0"]
+    assert accuracy.loc["flyp"].tolist() == ["not run", "", "", ""]
+    assert ece.loc["zs"].tolist() == ["**0.0200**"] * 4 and "**" not in "".join(ece.loc["ft"]) + "".join(ece.loc["carot"])
+
+
+def test_what_looks_equal_is_equally_bold(out):
+    make_run(out, "lp", 1, numbers(0.79951, 0.69949, 0, 0.02004))
+    assert text(out, "accuracy").loc["lp"].tolist()[:2] == ["**80.0**", "69.9"]
+    assert text(out, "ece").loc["lp", "Home"] == "**0.0200**" == text(out, "ece").loc["zs", "Home"]
+
+
+def test_rounding_is_that_of_the_printed_number(tmp_path):
+    for method, value in [("zs", 0.12345), ("lp", 0.12344999), ("ft", 0.8125)]: make_run(tmp_path, method, 1, numbers(value, value, value))
+    shown = text(tmp_path, "accuracy")
+    assert shown.loc["zs", "Home"] == f"{12.345:.1f}" == shown.loc["lp", "Home"] and shown.loc["ft", "Home"] == f"**{81.25:.1f}**"
+
+
+def test_one_method_alone_is_not_the_best(tmp_path):
+    make_run(tmp_path, "zs", 1, numbers(0.5, 0.4, 0.3))
+    assert "**" not in "".join(text(tmp_path, "accuracy").loc["zs"])
+
+
+def test_leaders_are_the_bold_ones(out):
+    results = report.collect(out, "toy")
+    assert report.leaders(results, "accuracy") == "Highest: FT and CaRot on Home, Far; CaRot on Near, Avg. shifts."
+    assert report.leaders(results, "ece") == "Lowest: zero-shot on Home, Near, Far, Avg. shifts."
+
+
+def test_unknown_metric(out):
+    with pytest.raises(UserError, match="did you mean 'accuracy'"): report.table(report.collect(out, "toy"), "acuracy")
+
+
+# --- which runs count
+
+def test_unfinished_failed_and_damaged_runs_are_listed_but_not_used(out):
+    make_run(out, "lp", 1, complete=False)
+    make_run(out, "lp-ft", 1, complete=False).joinpath("run.failed.ipynb").write_text("{}")
+    make_run(out, "flyp", 1)  # complete, but its metrics are gone
+    (make_run(out, "flyp", 2, numbers(1, 1, 1))/"config.json").write_text('{"complete": tr')
+    (out/"toy"/"flyp"/"seed=3").mkdir()
+    write_metrics(make_run(out, "carot", 9, complete=False), pd.DataFrame([("Home", True, 1, "accuracy", 1.0)], columns=["set", "id", "n", "metric", "value"]))
+    states = {run.name: run.state for run in report.find_runs(out, "toy")}
+    assert states["lp/seed=1"] == "unfinished" and states["lp-ft/seed=1"] == "failed" and states["flyp/seed=1"] == "damaged: no metrics.tsv"
+    assert states["flyp/seed=2"] == "damaged: config.json" and states["flyp/seed=3"] == "unfinished" and states["carot/seed=9"] == "unfinished"
+    results = report.collect(out, "toy")
+    assert set(results.run) == {"zs/seed=1", "ft/seed=1", "ft/seed=2", "ft/seed=3", "carot/seed=1", "carot/seed=2"}
+
+
+def test_other_folders_are_not_runs(out):
+    for name in ("report", "carot/notes", "carot/seed=1.bak", "carot/seed=", "else/seed=1"): (out/"toy"/name).mkdir(parents=True)
+    (out/"toy"/"carot"/"seed=7").write_text("a file")
+    assert len(report.all_runs(out, "toy")) == 6
+
+
+def test_report_order_and_seeds_as_numbers(tmp_path):
+    for method in reversed(METHODS): make_run(tmp_path, method, 1, numbers(0.5, 0.4, 0.3))
+    for seed in (10, 2): make_run(tmp_path, "ft", seed, numbers(0.5, 0.4, 0.3))
+    found = report.find_runs(tmp_path, "toy")
+    assert list(dict.fromkeys(run.method for run in found)) == ["zs", "lp", "ft", "lp-ft", "flyp", "carot"]
+    assert [run.seed for run in found if run.method == "ft"] == [1, 2, 10]
+
+
+def test_select(out):
+    make_run(out, "carot", 1, numbers(0.1, 0.1, 0.1), distillation_coef=0.0)
+    make_run(out, "ft", 1, numbers(0.2, 0.2, 0.2), epochs=3, lr=0.01)
+    make_run(out, "lp", 1, numbers(0.3, 0.3, 0.3), epochs=3)  # whose default learning rate is 0.01
+    def found(select): return {run.name for run in report.find_runs(out, "toy", select)}
+    assert all(run.count("=") == 1 for run in found(""))
+    assert found("distillation_coef=0") == {"carot/distillation_coef=0,seed=1", "zs/seed=1", "ft/seed=1", "ft/seed=2", "ft/seed=3"}
+    both = {"zs/seed=1", "lp/epochs=3,seed=1", "ft/epochs=3,lr=0.01,seed=1"}
+    assert found("epochs=3,lr=0.01") == both == found(" lr=0.01, epochs=3")
+    assert found("epochs=3") == {"zs/seed=1", "lp/epochs=3,seed=1"}
+    assert report.table(report.collect(out, "toy", "distillation_coef=0"), "accuracy")["mean"].loc["carot", "Home"] == 0.1
+
+
+@pytest.mark.parametrize("select", ["epochs=7", "epohcs=3", "nonsense", "seed=1"])
+def test_no_such_setting(out, select):
+    make_run(out, "ft", 1, numbers(0.2, 0.2, 0.2), lr=0.1)
+    with pytest.raises(UserError, match=re.escape(f"the setting {select!r} ('' = defaults); complete runs are at: '', 'lr=0.1'")):
+        report.find_runs(out, "toy", select)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(UserError, match="there are no runs in .*toy; make them with `carot reproduce`"): report.collect(tmp_path, "toy")
+    make_run(tmp_path, "carot", complete=False)
+    with pytest.raises(UserError, match="complete runs are at: none"): report.collect(tmp_path, "toy")
+
+
+@pytest.mark.parametrize("content", ["", "set\tid\nx\tTrue\n", "set\tid\tn\tmetric\tvalue\nx\tTrue\t5\tece\tlow\n"])
+def test_unreadable_metrics_are_an_error(out, content):
+    (out/"toy"/"ft"/"seed=1"/"metrics.tsv").write_text(content)
+    with pytest.raises(UserError, match="cannot read .*metrics.tsv"): report.collect(out, "toy")
+
+
+def test_a_set_may_be_called_NA(tmp_path):
+    rows = [("NA", True, 1, "accuracy", 0.5), ("None", False, 1, "accuracy", 0.25)]
+    write_metrics(make_run(tmp_path, "zs"), pd.DataFrame(rows, columns=["set", "id", "n", "metric", "value"]))
+    assert list(report.table(report.collect(tmp_path, "toy"), "accuracy")["mean"]) == ["NA", "None", report.AVERAGE]
+
+
+# --- what is said about the runs
+
+def test_differences_between_runs_of_one_setting(out):
+    assert report.differences(report.find_runs(out, "toy")) == []
+    parameters = runs.PAPER | {"benchmark": "toy", "method": "carot", "seed": 3}
+    make_run(out, "carot", 3, numbers(0.8, 0.7, 0.5), config={"parameters": parameters | {"epochs": 5, "workers": 1, "out": "elsewhere"}, "git": "abc"})
+    make_run(out, "lp", 1, numbers(0.8, 0.7, 0.5), eval_batch_size=64)
+    make_run(out, "flyp", 1, numbers(0.8, 0.7, 0.5), config={"parameters": parameters | {"eval_batch_size": 64, "method": "flyp"}, "versions": {"torch": "9"}})
+    lines = report.differences(report.find_runs(out, "toy"))
+    assert [line.partition(":")[0] for line in lines] == ["carot's commit", "torch", "eval_batch_size", "epochs"]
+    assert lines[1] == "torch: 2.0 in zs/seed=1, ft/seed=1, ft/seed=2 …; 9 in flyp/seed=1" and "5 in carot/seed=3" in lines[3]
+    assert "batch of 64 or 512," in report.caption(report.find_runs(out, "toy"), "batched_ece")
+
+
+def test_cost_is_the_mean_over_runs(out):
+    make_run(out, "carot", 3, numbers(0.8, 0.7, 0.5), config={"seconds": {"train": 12.0, "evaluate": 2.0, "total": 15.0}})
+    cost = report.cost(report.find_runs(out, "toy"))
+    assert cost.loc["carot"].to_dict() == {"runs": 3, "steps": 30, "pairs per second": 1000, "train (s)": 8, "evaluate (s)": 2, "total (s)": 11}
+    assert list(cost.index) == ["zs", "ft", "carot"] and math.isnan(cost.loc["zs", "pairs per second"])
+
+
+def test_settings_show_only_what_a_method_uses(out):
+    table = report.settings(report.find_runs(out, "toy")).set_index("parameter")
+    assert table.loc["lr"].tolist() == ["–", "1e-05", "1e-05"] and table.loc["distillation_coef"].tolist() == ["–", "–", "1.5"]
+
+
+def test_files_of_a_table(out, tmp_path):
+    found, results = report.find_runs(out, "toy"), report.collect(out, "toy")
+    written = report.write_table(tmp_path/"report"/"table2", found, results, "accuracy")
+    assert (tmp_path/"report"/"table2.md").read_text() == written
+    assert written.startswith("**Table 2: top-1 accuracy in %.** Benchmark toy, default settings.")
+    lines = [line for line in written.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1 and lines[0].split() == "| method | runs | Home (ID) | Near | Far | Avg. shifts |".split()
+    assert re.search(r"^\| FLYP +\| 0 +\| not run +\|", written, re.M)
+    again = pd.read_csv(tmp_path/"report"/"table2.tsv", sep="\t", index_col="method")
+    assert list(again)[:5] == ["Home", "Near", "Far", report.AVERAGE, "Home std"] and again.loc["ft", "Near"] == pytest.approx(0.64)
+    assert [file.name for file in (tmp_path/"report").iterdir() if file.name.startswith(".")] == []
+
+
+def test_notes_are_found_without_loading_images():
+    assert "Ten classes" in report.note("handwriting") and report.note("/some/folder") == ""
+
+
+# --- the published figures
+
+def test_published_means():
+    accuracy, ece = (report.published(metric).query("source == 'paper'").set_index("method")[report.AVERAGE] for metric in ("accuracy", "batched_ece"))
+    assert {k: round(100 * v + 1e-9, 2) for k, v in accuracy.items()} == {
+        "carot": 62.55, "ft": 57.5, "lp-ft": 59.92, "flyp": 59.46, "lipsum-ft": 61.04, "zs": 58.4}
+    assert {k: round(v, 4) for k, v in ece.items() if k != "zs"} == {"carot": 0.0791, "ft": 0.2186, "lp-ft": 0.1468, "flyp": 0.1831, "lipsum-ft": 0.0914}
+
+
+def test_published_rows_are_labelled():
+    rows = report.published("accuracy")
+    assert (rows.remark[rows.source == "paper"] == "as transcribed").all()
+    logged = rows.set_index("method").loc["zs_as_logged"]
+    assert "not zero-shot" in logged.remark and set(rows.source[rows.method == "zs"]) == {"paper", "open_clip"}
+    for metric in ("accuracy", "batched_ece"):
+        for line in report.published_table(metric).splitlines():
+            assert "**" not in line or line.startswith("| paper"), "only the paper's rows are compared with each other"
+    with pytest.raises(UserError, match="accuracy, batched_ece"): report.published("ece")
+
+
+def test_published_best():
+    line = next(line for line in report.published_table("batched_ece").splitlines() if "| carot" in line and "paper" in line)
+    assert line.count("**") == 2 * 2 and "**0.0367**" in line and "**0.0699**" in line  # V2 and Sketch; elsewhere others are lower
+
+
+# --- the notebook
+
+def full_run(out, method, seed, skill, heat, n=100, classes=5, benchmark="toy"):
+    "a run with predictions and a log, its metrics computed from them"
+    path, rng = make_run(out, method, seed, benchmark=benchmark), np.random.default_rng(seed)
+    predictions = {}
+    for (name, id), hardness in zip(SETS.items(), (0, 0.5, 1, 0)):
+        labels = np.arange(n) * classes // n
+        logits = rng.normal(size=(n, classes)) + (skill - hardness) * np.eye(classes)[labels]
+        predictions[name] = Predictions(torch.tensor(heat * logits, dtype=torch.float32), torch.tensor(labels), id)
+        save_predictions(path/"predictions"/f"{name}.safetensors", predictions[name])
+    write_metrics(path, metrics_table(predictions, 20))
+    log = pd.DataFrame({"stage": "train", "step": np.arange(30) + 1, "loss": rng.random(30), "contrastive": rng.random(30)})
+    if method == "lp-ft": log = pd.concat([log.assign(stage="probe"), log])
+    if method != "zs": log.to_csv(path/"train.tsv", sep="\t", index=False)
+    return path
+
+
+def outputs(file):
+    "all that the cells of a notebook show, as one text"
+    cells = nbformat.read(file, 4).cells
+    return "\n".join(str(o.get("text", "")) + str(o.get("data", {}).get("text/markdown", "")) for cell in cells for o in cell.get("outputs", []))
+
+
+FILES = {"report.ipynb", "table2.md", "table2.tsv", "table3.md", "table3.tsv", "table3_batched.md", "table3_batched.tsv", "cost.tsv", "results.tsv",
+         "result.png", "sets.png", "reliability.png", "training.png"}
+
+
+def test_the_notebook_end_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for i, method in enumerate(METHODS):
+        if method != "flyp": full_run("logs", method, 1, 1.5 + 0.3 * i, 1 + 0.1 * i)
+    full_run("logs", "carot", 2, 3.1, 1.2)
+    make_run("logs", "flyp", complete=False)
+    make_run("logs", "carot", 1, numbers(0, 0, 0), epochs=3)
+    executed = runs.report(benchmark="toy", out="logs")
+    folder = tmp_path/"logs"/"toy"/"report"
+    assert {file.name for file in folder.iterdir()} == FILES and executed.resolve() == folder/"report.ipynb"
+    printed = capsys.readouterr().out
+    assert "Table 2" in printed and "Table 3" in printed and "not run" in printed
+    shown = outputs(executed)
+    for name in ("table2.md", "table3.md", "table3_batched.md"): assert (folder/name).read_text().strip() in shown, name
+    assert "Methods without a complete run: FLYP." in shown and "`epochs=3`" in shown and "| unfinished |" in shown and "published figures" not in shown
+    results = report.collect("logs", "toy")
+    assert np.allclose(pd.read_csv(folder/"results.tsv", sep="\t").value, results.value) and len(results) == 6 * 4 * 8
+    assert "Error" not in shown and str(tmp_path) not in executed.read_text()
+    assert all(50 < len(file.read_bytes()) < 300_000 for file in folder.glob("*.png"))
+
+
+def test_the_notebook_without_predictions_beside_published_figures(tmp_path, monkeypatch):
+    for method in ("zs", "carot"): make_run(tmp_path, method, 1, numbers(0.8, 0.7, 0.6), benchmark="imagenet")
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda markdown: shown.append(markdown.data))
+    space = {}
+    for cell in nbformat.read(runs.notebook_path("report"), 4).cells:  # in this process, which is quicker
+        if cell.cell_type == "code": exec(cell.source, space)
+        if "parameters" in cell.metadata.get("tags", []): space |= {"benchmark": "imagenet", "out": str(tmp_path)}
+    assert not (tmp_path/"imagenet"/"report"/"reliability.png").exists()
+    assert len(shown) == 1 and "62.5" in shown[0] and "not zero-shot" in shown[0] and "as transcribed" in shown[0]
+
+
+def test_the_notebook_s_parameters():
+    known = runs.parameters(runs.notebook_path("report"))
+    assert {name: about["type"] for name, about in known.items()} == {"benchmark": str, "out": str, "select": str}
+    assert all(about["help"] for about in known.values())
