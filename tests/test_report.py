@@ -81,6 +81,13 @@ def test_no_average_over_other_sets(out):
     assert report.cells(report.table(report.collect(out, "toy"), "accuracy"), "accuracy").loc["flyp", report.AVERAGE] == "–"
 
 
+def test_no_mean_over_a_part_of_the_seeds(out):
+    frame = pd.read_csv(out/"toy"/"ft"/"seed=2"/"metrics.tsv", sep="\t")
+    write_metrics(out/"toy"/"ft"/"seed=2", frame[frame.set != "Far"])
+    table = report.table(report.collect(out, "toy"), "accuracy")
+    assert table["mean"].loc["ft"].isna().tolist() == [False, False, True, True] and table["runs"].loc["ft"].tolist() == [3, 3, 2, 2]
+
+
 def test_only_id_sets(tmp_path):
     path = make_run(tmp_path, "zs", 1, numbers(0.5, 0.4, 0.3))
     frame = pd.read_csv(path/"metrics.tsv", sep="\t")
@@ -236,6 +243,18 @@ def test_files_of_a_table(out, tmp_path):
     again = pd.read_csv(tmp_path/"report"/"table2.tsv", sep="\t", index_col="method")
     assert list(again)[:5] == ["Home", "Near", "Far", report.AVERAGE, "Home std"] and again.loc["ft", "Near"] == pytest.approx(0.64)
     assert [file.name for file in (tmp_path/"report").iterdir() if file.name.startswith(".")] == []
+
+
+def test_diagrams_are_of_the_first_run_that_has_predictions(out):
+    results = report.collect(out, "toy")
+    assert report.reliability_grid(report.find_runs(out, "toy"), results) is None
+    for name in ("carot/seed=1", "ft/seed=2", "ft/seed=3"):
+        predictions = Predictions(torch.eye(3), torch.tensor([0, 1, 2]), True)
+        for set in ("Home", "Far"): save_predictions(out/"toy"/name/"predictions"/f"{set}.safetensors", predictions)
+    found = report.find_runs(out, "toy")
+    assert [run.name for run in report.with_predictions(found).values()] == ["ft/seed=2", "carot/seed=1"]
+    axes = report.reliability_grid(found, results).axes
+    assert [ax.get_ylabel() for ax in axes[::3]] == ["FT\naccuracy", "CaRot\naccuracy"] and not axes[1].axison  # no predictions on Near
 
 
 def test_notes_are_found_without_loading_images():
