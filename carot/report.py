@@ -425,7 +425,7 @@ def result_picture(
     for ax, points in panels.items(): label_points(ax, points)
     return figure
 
-# %% ../nbs/09_report.ipynb #84f4fc59
+# %% ../nbs/09_report.ipynb #40a9b889
 def per_set_picture(
     results: pd.DataFrame,  # from `collect`
 ) -> Figure:
@@ -442,7 +442,7 @@ def per_set_picture(
         for line in range(1, len(sets)): ax.axhline(line - 0.5, color="0.88", linewidth=0.8, zorder=0)
         ax.set(xlabel=title, yticks=range(len(sets)), ylim=(len(sets) - 0.5, -0.5))
         ax.set_yticklabels([f"{name} (ID)" if name in set_names(results, True) else name for name in sets])
-        ax.spines[["top", "right"]].set_visible(False); ax.tick_params(axis="y", length=0); ax.grid(axis="x", color="0.92")
+        ax.spines[["top", "right"]].set_visible(False); ax.tick_params(axis="y", length=0); ax.locator_params(axis="x", nbins=6); ax.grid(axis="x", color="0.92")
     bars, names = axes[0].get_legend_handles_labels()
     figure.legend([bar[0] for bar in bars], names, loc="outside upper center", ncols=6, frameon=False)
     return figure
