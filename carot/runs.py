@@ -149,7 +149,7 @@ def check_values(
     root = parameters["root"]
     if root is not None and not Path(root).is_dir(): raise UserError(f"there is no folder {root!r} (parameter root)")
 
-# %% ../nbs/08_runs.ipynb #82de3389
+# %% ../nbs/08_runs.ipynb #ba2f6106
 def resolve(
     given: dict[str, Any],  # what was asked for; None: the default
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # all parameters; what they would be if nothing were asked for
@@ -167,7 +167,7 @@ def resolve(
     defaults = PAPER | METHOD_DEFAULTS[method] | benchmark_defaults(benchmark, method)
     defaults |= {"benchmark": benchmark, "method": method}
     model = given.get("model", defaults["model"])
-    if model == "glyphs" or Path(model).is_dir(): defaults["pretrained"] = None  # such a model has its weights
+    if model == "glyphs" or os.path.isdir(model): defaults["pretrained"] = None  # such a model has its weights
     parameters = defaults | given
     check_values(parameters)
     check_writable(run_directory(parameters, defaults))
