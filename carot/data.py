@@ -20,12 +20,17 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 # %% auto #0
-__all__ = ['BUILT_IN', 'UserError', 'unknown', 'write_atomic', 'EvalSet', 'Benchmark', 'ArrayImages', 'sample_seeds',
-           'CaptionedImages', 'EpochBatches', 'benchmark_defaults', 'load_benchmark']
+__all__ = ['BUILT_IN', 'UserError', 'unknown', 'write_atomic', 'EvalSet', 'Benchmark', 'ArrayImages', 'BadImage', 'image_name',
+           'read_image', 'sample_seeds', 'CaptionedImages', 'EpochBatches', 'is_folder', 'benchmark_module',
+           'benchmark_defaults', 'load_benchmark']
 
-# %% ../nbs/00_data.ipynb #de65391e
+# %% ../nbs/00_data.ipynb #961e89a5
 class UserError(ValueError):
     "Something the caller can mend: a wrong name, path or value. Its message is one line and says what to do."
+    def __init__(self, message: str = ""):
+        if message.startswith("Caught "):  # PyTorch hands on a loader process's error with its traceback as message
+            message = message.strip().splitlines()[-1].partition(f"{type(self).__name__}: ")[2]
+        super().__init__(message)
 
 def unknown(
     what: str,  # what was asked for, in words: "benchmark", "parameter"
@@ -80,7 +85,7 @@ class EvalSet:
             return logits[..., [group[0] for group in self.groups]]
         return torch.stack([logits[..., group].amax(-1) for group in self.groups], dim=-1)
 
-# %% ../nbs/00_data.ipynb #b8a5c851
+# %% ../nbs/00_data.ipynb #4ad4a848
 @dataclass
 class Benchmark:
     "Everything the rest of carot needs to know about a data set and its distribution shifts."
@@ -95,7 +100,7 @@ class Benchmark:
     def __post_init__(self):
         if not self.classnames: raise UserError(f"benchmark {self.name!r} has no classes")
         for template in self.templates:
-            if template.count("{}") != 1:
+            if [template.count(part) for part in ("{}", "{", "}")] != [1, 1, 1]:
                 raise UserError(f"template {template!r} needs exactly one {{}} for the class name")
         if not self.templates: raise UserError(f"benchmark {self.name!r} has no templates")
         for name, evalset in self.eval.items():
@@ -130,6 +135,30 @@ class ArrayImages(Dataset):
         image = Image.fromarray(np.ascontiguousarray(self.images[index].transpose(1, 2, 0)))
         return (self.transform(image) if self.transform else image), int(self.labels[index])
 
+# %% ../nbs/00_data.ipynb #20066543
+class BadImage(UserError):
+    "An image that cannot be read. The message names it."
+
+def image_name(
+    dataset: Dataset,
+    index: int,
+) -> str:
+    "The file of an image, if its dataset has a method `path` that tells; else its number."
+    while hasattr(dataset, "indices"): index, dataset = dataset.indices[index], dataset.dataset  # a Subset
+    return str(dataset.path(index)) if hasattr(dataset, "path") else f"image {index}"
+
+def read_image(
+    path: str | Path,
+) -> Image.Image:  # RGB
+    "A decoded image. Raises `BadImage`."
+    try:
+        with Image.open(path) as image: return image.convert("RGB")
+    except MemoryError: raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        empty = os.path.isfile(path) and not os.path.getsize(path)
+        reason = "the file is empty" if empty else " ".join(str(error).replace(repr(str(path)), "").split())
+        raise BadImage(f"cannot read image {path}: {reason}") from None
+
 # %% ../nbs/00_data.ipynb #9b93c69b
 def sample_seeds(
     seed: int,  # of the run
@@ -140,15 +169,18 @@ def sample_seeds(
     augmentation, caption = np.random.SeedSequence([seed, epoch, index]).generate_state(2)
     return int(augmentation), int(caption)
 
-# %% ../nbs/00_data.ipynb #0cec7154
+# %% ../nbs/00_data.ipynb #701cbcaf
 class CaptionedImages(Dataset):
     "The training set as (image, caption, label, index), a pure function of (seed, epoch, index)."
     def __init__(
         self,
         benchmark: Benchmark,
         seed: int,  # of the run
+        on_bad_image: str = "stop",  # or "skip": the next readable image stands in, and the index is returned as -1 - index
     ):
-        self.train, self.seed = benchmark.train, seed
+        if on_bad_image not in ("stop", "skip"): raise unknown("on_bad_image", on_bad_image, ["stop", "skip"])
+        self.train, self.seed, self.on_bad_image = benchmark.train, seed, on_bad_image
+        self.skipped: dict[int, str] = {}  # index -> file, kept by the training loop
         self.classnames, self.templates = benchmark.classnames, benchmark.templates
 
     def __len__(self): return len(self.train)
@@ -156,11 +188,21 @@ class CaptionedImages(Dataset):
     def __getitem__(self, key: tuple[int, int]):
         epoch, index = key
         augmentation, caption = sample_seeds(self.seed, epoch, index)
-        with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from torch's global generator
-            torch.default_generator.manual_seed(augmentation)
-            image, label = self.train[index]
+        used = index
+        while True:
+            try: image, label = self.read(used, augmentation)
+            except BadImage:
+                used = (used + 1) % len(self)
+                if self.on_bad_image == "stop" or used == index: raise
+            else: break
         template = self.templates[caption % len(self.templates)]
-        return image, template.format(self.classnames[label]), label, index
+        return image, template.format(self.classnames[label]), label, index if used == index else -1 - index
+
+    def read(self, index: int, seed: int):
+        "One image, augmented with this seed, and its label. Raises `BadImage`."
+        with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from torch's global generator
+            torch.default_generator.manual_seed(seed)
+            return self.train[index]
 
 # %% ../nbs/00_data.ipynb #1cb7f601
 class EpochBatches:
@@ -182,27 +224,43 @@ class EpochBatches:
         for at in range(self.start * self.batch_size, len(self.order), self.batch_size):
             yield [(self.epoch, int(i)) for i in self.order[at:at + self.batch_size]]
 
-# %% ../nbs/00_data.ipynb #fa02ac05
-BUILT_IN = {"glyphs": "carot.glyphs", "handwriting": "carot.handwriting"}
+# %% ../nbs/00_data.ipynb #9e0461d2
+BUILT_IN = {"glyphs": "carot.glyphs", "handwriting": "carot.handwriting", "imagenet": "carot.imagenet"}
+
+def is_folder(
+    name_or_path: str,  # as for `load_benchmark`
+) -> bool:  # False: a built-in benchmark
+    "Whether a benchmark is a folder of one's own. Raises `UserError` if it is neither that nor built in."
+    if name_or_path in BUILT_IN: return False
+    if os.path.isdir(name_or_path): return True  # unlike Path.is_dir, False for names no file can have
+    if any(mark in name_or_path for mark in (os.sep, "/")) or name_or_path.startswith((".", "~")):
+        raise UserError(f"there is no folder {name_or_path!r} (parameter benchmark)")
+    raise unknown("benchmark", name_or_path, [*BUILT_IN, "or the path of a folder"])
+
+def benchmark_module(name_or_path: str):
+    "The module that loads a benchmark."
+    return import_module("carot.folders" if is_folder(name_or_path) else BUILT_IN[name_or_path])
 
 def benchmark_defaults(
     name_or_path: str,  # as for `load_benchmark`
     method: str,  # "carot", "ft", …
 ) -> dict[str, Any]:
     "The run parameters in which a benchmark departs from the paper's, for one method."
-    if name_or_path not in BUILT_IN: raise unknown("benchmark", name_or_path, list(BUILT_IN))
-    module = import_module(BUILT_IN[name_or_path])
+    module = benchmark_module(name_or_path)
     return module.DEFAULTS | module.METHOD_DEFAULTS.get(method, {})
 
+# %% ../nbs/00_data.ipynb #ef2e33c2
 def load_benchmark(
-    name_or_path: str,  # "glyphs" or "handwriting"
-    root: str | Path | None = None,  # folder of the benchmark's files; the built-in ones keep their cache there
+    name_or_path: str,  # "glyphs", "handwriting", "imagenet", or the path of a folder with train/ and val/
+    root: str | Path | None = None,  # folder of a built-in benchmark's files, or of its cache
     transform: Callable | None = None,  # of every image: PIL -> tensor; None: PIL images
     train_transform: Callable | None = None,  # of training images; None: `transform`
     eval_sets: Sequence[str] | None = None,  # evaluation sets that are wanted; None: all
 ) -> Benchmark:
-    "A benchmark by name. Raises `UserError` for an unknown name, a missing folder or an unknown evaluation set."
-    if name_or_path not in BUILT_IN: raise unknown("benchmark", name_or_path, list(BUILT_IN))
+    "A benchmark by name or path. Raises `UserError` for an unknown name, a missing folder or an unknown evaluation set."
+    name = str(name_or_path)
+    if is_folder(name) and root is not None: raise UserError(f"benchmark {name!r} is a folder; leave out root={str(root)!r}")
     if root is not None and not Path(root).is_dir(): raise UserError(f"there is no folder {str(root)!r} (parameter root)")
-    benchmark = import_module(BUILT_IN[name_or_path]).load(root, transform, train_transform or transform)
+    root = name if is_folder(name) else root
+    benchmark = benchmark_module(name).load(root, transform, train_transform or transform, eval_sets)
     return replace(benchmark, eval=benchmark.select(eval_sets))

@@ -1,0 +1,137 @@
+"Predictions on files: the same figures as in evaluation, whatever else lies in the folder."
+import copy
+import json
+import shutil
+
+import numpy as np
+import open_clip
+import pandas as pd
+import pytest
+import torch
+
+from carot.calibration import fit_temperature, softmax
+from carot.clip import save_clip
+from carot.data import UserError
+from carot.evaluate import classifier, predict_sets
+from carot.predict import list_files, load_classes, open_checkpoint, predict, save_classes
+from carot.train import fine_tune
+
+SETTINGS = dict(epochs=2, batch_size=16, lr=1e-3, warmup_steps=2, teacher_update_every=2, device="cpu")
+
+
+@pytest.fixture
+def make_run(tiny_clip, toy, tmp_path):
+    "a run of any method on the four colours, and its evaluation images as files"
+    from torchvision.transforms import v2
+    from carot.clip import load_clip
+    save_clip(tiny_clip, tmp_path/"tiny")
+    clip, _, transform, tokenizer = load_clip(str(tmp_path/"tiny"))
+    for dataset in (toy.train, toy.val, *(s.dataset for s in toy.eval.values())): dataset.transform = transform
+    raw = copy.copy(toy.eval["Toy"].dataset)
+    raw.transform = None
+    (tmp_path/"new").mkdir()
+    for i in range(len(raw)): raw[i][0].save(tmp_path/"new"/f"{i:02d}.png")
+    def make(method):
+        run = tmp_path/method
+        trained = fine_tune(copy.deepcopy(clip), tokenizer, toy, method, **SETTINGS, out=run)
+        predictions = predict_sets(classifier(trained, tokenizer, toy), toy, out=run)
+        save_classes(run, toy)
+        return run, predictions
+    return make
+
+
+@pytest.mark.parametrize("method", ["lp", "ft", "lp-ft", "flyp", "carot"])
+def test_the_same_as_in_evaluation(make_run, method, tmp_path):
+    run, predictions = make_run(method)
+    T = fit_temperature(predictions["val"].logits, predictions["val"].labels)
+    for temperature, value in [("auto", T), (1, 1.0), ("2.5", 2.5)]:
+        table = predict(run, tmp_path/"new", tmp_path/"t.tsv", temperature, device="cpu")
+        probs = softmax(predictions["Toy"].logits / value)
+        assert list(table["class"]) == [["red", "green", "blue", "yellow"][c] for c in probs.argmax(1)]
+        assert np.allclose(table.confidence, probs.max(1), atol=1e-5)
+        assert np.allclose(table.second_confidence, np.sort(probs)[:, -2], atol=1e-5) and (table["class"] != table.second).all()
+    assert open_checkpoint(run/"student", "cpu")[3] == run/"predictions"/"val.safetensors"
+
+
+def test_loader_processes_and_batches_change_nothing(make_run, tmp_path):
+    run, _ = make_run("carot")
+    (tmp_path/"new"/"bad.png").write_bytes(b"")
+    tables = [predict(run, tmp_path/"new", None, batch_size=b, workers=w, device="cpu") for b, w in [(256, 0), (3, 0), (1, 2)]]
+    assert tables[0][["file", "class", "error"]].equals(tables[1][["file", "class", "error"]]) and tables[0].file.equals(tables[2].file)
+    for table in tables[1:]: assert np.allclose(table.confidence.dropna(), tables[0].confidence.dropna(), atol=1e-6)
+
+
+def test_the_teacher_has_no_temperature(make_run, tmp_path, capsys):
+    run, _ = make_run("carot")
+    predict(run/"teacher", tmp_path/"new", None, device="cpu")
+    assert "temperature 1.000 (not fitted" in capsys.readouterr().out
+    predict(run, tmp_path/"new", None, device="cpu")
+    assert "(fitted on the 12 validation images of the run)" in capsys.readouterr().out
+
+
+def test_zero_shot_run_and_run_without_classes(make_run, tmp_path):
+    run, predictions = make_run("zs")
+    (run/"config.json").write_text(json.dumps({"parameters": {"method": "zs", "model": str(tmp_path/"tiny"), "pretrained": None, "benchmark": "glyphs", "root": None}}))
+    assert np.allclose(predict(run, tmp_path/"new", None, 1, device="cpu").confidence, softmax(predictions["Toy"].logits).max(1), atol=1e-5)
+    (run/"classes.json").unlink()
+    assert len(load_classes(run).classnames) == 100  # those of the benchmark in config.json
+
+
+def test_other_files_are_reported_not_fatal(make_run, tmp_path, capsys):
+    run, _ = make_run("ft")
+    new = tmp_path/"new"
+    (new/"empty.jpg").touch()
+    (new/"notes.txt").write_text("no image")
+    (new/"cut.png").write_bytes((new/"00.png").read_bytes()[:60])
+    (new/".hidden").write_text("not listed")
+    (new/"deep"/"er").mkdir(parents=True)
+    shutil.copy(new/"00.png", new/"deep"/"er"/"tab\there größer.png")
+    (new/"loop").symlink_to(new)
+    predict(run, new, tmp_path/"out"/"p.tsv", device="cpu")
+    table = pd.read_csv(tmp_path/"out"/"p.tsv", sep="\t")
+    assert len(table) == 20 + 3 + 1 and table.error.notna().sum() == 3  # hidden files and links to folders are not looked at
+    bad = table[table.error.notna()]
+    assert bad[["class", "confidence"]].isna().all().all() and "the file is empty" in bad.set_index("file").error[str(new/"empty.jpg")]
+    row = table[table.file == str(new/"deep"/"er"/"tab\there größer.png")].iloc[0]
+    assert row.confidence == table.confidence[table.file == str(new/"00.png")].item()
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("empty.jpg", "notes.txt", "cut.png"))
+
+
+def test_a_list_and_a_single_image(make_run, tmp_path):
+    run, _ = make_run("ft")
+    (tmp_path/"list.txt").write_text(f"\ufeff{tmp_path}/new/03.png\r\n\n{tmp_path}/new/gone.png\n{tmp_path}/new/01.png\n")
+    table = predict(run, tmp_path/"list.txt", None, device="cpu")
+    assert [file[-6:] for file in table.file] == ["03.png", "ne.png", "01.png"] and table.error.notna().tolist() == [False, True, False]
+    assert list_files(tmp_path/"new"/"03.png") == [str(tmp_path/"new"/"03.png")]
+
+
+def test_thousands_of_bad_files_are_not_printed_one_by_one(make_run, tmp_path, capsys):
+    run, _ = make_run("ft")
+    for i in range(40): (tmp_path/"new"/f"bad{i}.jpg").touch()
+    predict(run, tmp_path/"new", None, device="cpu")
+    out = capsys.readouterr().out
+    assert out.count("\n") == 12 and "40 files skipped in all" in out
+
+
+REFUSED = {
+    "no checkpoint": (lambda run, new: predict(run/"nowhere", new), "there is no folder .*nowhere"),
+    "no run": (lambda run, new: predict(new, new), "neither classes.json nor config.json"),
+    "unfinished": (lambda run, new: [shutil.rmtree(run/"student"), predict(run, new)], "training has not ended"),
+    "damaged classes": (lambda run, new: [(run/"classes.json").write_text("{"), predict(run, new)], "classes.json is not valid JSON"),
+    "damaged weights": (lambda run, new: [(run/"student"/"open_clip_model.safetensors").write_bytes(b"x"), predict(run, new)], "not a checkpoint"),
+    "damaged validation": (lambda run, new: [(run/"predictions"/"val.safetensors").write_bytes(b"x"), predict(run, new)], "cannot read .*val.safetensors"),
+    "no images": (lambda run, new: predict(run, new/"nowhere"), "there is no folder or file"),
+    "empty folder": (lambda run, new: [(new/"empty").mkdir(), predict(run, new/"empty")], "there is no file in"),
+    "nothing readable": (lambda run, new: [(new/"bad").mkdir(), (new/"bad"/"a").touch(), predict(run, new/"bad")], "none of the 1 files in .*the file is empty"),
+    "temperature": (lambda run, new: predict(run, new, None, "0"), "temperature must be auto or a positive number, not '0'"),
+    "temperature nan": (lambda run, new: predict(run, new, None, "nan"), "temperature must be auto"),
+    "device": (lambda run, new: predict(run, new, None, device="gpu"), "unknown device 'gpu'"),
+}
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_refused_in_one_line(make_run, tmp_path, fault):
+    run, _ = make_run("flyp")
+    call, words = REFUSED[fault]
+    with pytest.raises(UserError, match=words) as error: call(run, tmp_path/"new")
+    assert "\n" not in str(error.value)

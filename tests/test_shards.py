@@ -1,0 +1,190 @@
+"Shards: what is in them, interrupted and full disks, and that training on them is training on the originals."
+import errno
+import io
+import pickle
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from carot import shards
+from carot.data import BadImage, Benchmark, CaptionedImages, UserError, load_benchmark, read_image
+from carot.files import scan_classes
+from carot.shards import ShardImages, fast, read_tensor, shard_path, shrink, write_shards
+
+CLASSES = {"ant": 0, "bee": 1, "été": 2}
+TRAIN = image_transform_v2(PreprocessCfg(size=32), is_train=True, aug_cfg=AugmentationCfg(scale=(0.9, 1.0)))
+
+
+@pytest.fixture
+def root(tmp_path):
+    "Class folders with large and small JPEGs, PNGs, names with dots, and names that differ in their suffix only."
+    rng, root = np.random.default_rng(0), tmp_path/"data"
+    for split, n in [("train", 7), ("val", 2)]:
+        for label, name in enumerate(CLASSES):
+            folder = root/split/name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                pixels = np.repeat(np.repeat(rng.integers(0, 200, (9, 12 + i, 1), "uint8") + np.uint8([0, 20, 40]), 8, 0), 8, 1)
+                Image.fromarray(pixels[:40] if i == 2 else pixels).save(folder/f"a.b{i}.{'png' if i in (2, 3) else 'jpg'}")
+            Image.new("L", (20, 20), 80 * label).save(folder/"same.jpg")
+            Image.new("RGB", (20, 20), (80 * label, 9, 9)).save(folder/"same.png")
+    return root
+
+
+def originals(root, **settings): return scan_classes(root/"train", CLASSES, **settings)
+
+
+def make(root, out, **settings):
+    return write_shards(originals(root), list(CLASSES), out, **{"shorter_side": 48, "shard_size": 8} | settings)
+
+
+def contents(out): return {p.name: p.read_bytes() for p in sorted(out.iterdir()) if p.is_file()}
+
+
+def test_form_is_webdatasets(root, tmp_path):
+    "A streaming reader groups neighbours by the name up to the first dot; an image and its class must be there each time."
+    make(root, tmp_path/"out")
+    images, seen = originals(root), []
+    for tar in sorted((tmp_path/"out").glob("*.tar")):
+        groups = {}
+        with tarfile.open(fileobj=io.BytesIO(tar.read_bytes()), mode="r|") as stream:
+            for member in stream:
+                key, _, suffix = member.name.partition(".")
+                assert "/" not in key and (key in groups) == (suffix == "cls") and (suffix != "cls" or key == list(groups)[-1])
+                groups.setdefault(key, {})[suffix] = stream.extractfile(member).read()
+        for key, group in groups.items():
+            image, = set(group) - {"cls"}
+            position = int(key.split("_")[0])
+            seen.append(position)
+            assert int(group["cls"]) == images.labels[position] and key.endswith(Path(images.name(position)).stem.replace(".", "_"))
+            assert Image.open(io.BytesIO(group[image])).format == {"jpg": "JPEG", "png": "PNG"}[image]
+    assert sorted(seen) == list(range(len(images))) and seen != sorted(seen)
+
+
+def test_same_images_same_numbers(root, tmp_path):
+    make(root, tmp_path/"out")
+    images, shrunk = originals(root), ShardImages(tmp_path/"out", CLASSES)
+    assert shrunk.labels.tolist() == images.labels.tolist()
+    for i in range(len(images)):
+        old, new = images[i][0], shrunk[i][0]
+        if min(old.size) <= 48: assert np.array_equal(old, new)
+        else: assert min(new.size) == 48 and abs(new.width / new.height - old.width / old.height) < 0.03
+        small = np.abs(np.asarray(old.resize(new.size, Image.Resampling.BICUBIC), float) - np.asarray(new, float)).mean()
+        assert small < 8, (images.name(i), small)
+    # other labels and a class less: what scan_classes makes of the folders
+    for labels, ignore in [({"été": 0, "bee": 1, "ant": 2}, []), ({"bee": 0, "été": 1}, ["ant"])]:
+        images, shrunk = scan_classes(root/"train", labels, ignore=ignore), ShardImages(tmp_path/"out", labels, ignore=ignore)
+        assert shrunk.labels.tolist() == images.labels.tolist()
+        assert all(Path(images.name(i)).stem.replace(".", "_") in shrunk.path(i) for i in range(len(images)))
+    with pytest.raises(UserError, match="ant is none of the 1"): ShardImages(tmp_path/"out", {"bee": 0}, ignore=["été"])
+
+
+def test_processes_change_nothing(root, tmp_path):
+    for workers in (0, 2): make(root, tmp_path/str(workers), workers=workers)
+    assert contents(tmp_path/"0") == contents(tmp_path/"2")
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_goes_on_after(root, tmp_path, monkeypatch, stop):
+    "What is complete stays, nothing is half there, and the end result is that of a run without interruption."
+    make(root, tmp_path/"whole")
+    add, left = shards.add_file, iter(range(21))
+    def fails(*arguments):
+        if next(left, None) is None: raise stop
+        add(*arguments)
+    monkeypatch.setattr(shards, "add_file", fails)
+    with pytest.raises(UserError if isinstance(stop, OSError) else KeyboardInterrupt) as caught: make(root, tmp_path/"out")
+    if isinstance(stop, OSError): assert "No space left on device" in str(caught.value) and "goes on" in str(caught.value)
+    assert sorted(p.name for p in (tmp_path/"out").iterdir()) == ["shards.json", "train-00000.npy", "train-00000.tar"]
+    with pytest.raises(UserError, match="3 of 4 shards are missing"): ShardImages(tmp_path/"out")
+    monkeypatch.undo()
+    make(root, tmp_path/"out")
+    assert contents(tmp_path/"out") == contents(tmp_path/"whole")
+
+
+def test_refusals(root, tmp_path, monkeypatch):
+    make(root, tmp_path/"out")
+    (root/"train"/"ant"/"new.jpg").write_bytes((root/"train"/"ant"/"same.jpg").read_bytes())
+    with pytest.raises(UserError, match="other images, files"): make(root, tmp_path/"out")
+    (tmp_path/"out"/"shards.json").write_text("{")
+    for call in (lambda: make(root, tmp_path/"out"), lambda: ShardImages(tmp_path/"out")):
+        with pytest.raises(UserError, match="shards.json is damaged"): call()
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(UserError, match="need about .* GB, but"): make(root, tmp_path/"full")
+    for values in ({"shorter_side": 0}, {"quality": 101}, {"workers": -1}):
+        with pytest.raises(UserError, match="at least"): shrink(root, tmp_path/"x", **values)
+    assert not (tmp_path/"x").exists()
+    with pytest.raises(UserError, match="cannot write to /proc"): shrink(root, "/proc/carot", workers=0)
+    (tmp_path/"file").touch()
+    with pytest.raises(UserError, match="cannot write to"): shrink(root, tmp_path/"file", workers=0)
+
+
+def test_broken_images_stay_broken(root, tmp_path):
+    bad = [root/"train"/"bee"/"empty.jpg", root/"train"/"été"/"cut.jpg"]
+    bad[0].touch()
+    bad[1].write_bytes((root/"train"/"bee"/"a.b0.jpg").read_bytes()[:500])
+    assert make(root, tmp_path/"out") == [str(file) for file in bad]
+    images, shrunk = originals(root), ShardImages(tmp_path/"out")
+    for i in range(len(images)):
+        if images.path(i) in map(str, bad):
+            for data in (images, shrunk, ShardImages(tmp_path/"out", read=read_tensor)):
+                with pytest.raises(BadImage, match=Path(images.path(i)).stem): data[i]
+        else: shrunk[i]
+
+
+def test_training_sees_the_same(root, tmp_path):
+    "Captions, labels and crops are those of the originals, in loader processes too; a pickled copy reads the same."
+    make(root, tmp_path/"out", shorter_side=1000)
+    read, transform = fast(TRAIN)
+    sets = [originals(root, transform=transform, read=read), ShardImages(tmp_path/"out", CLASSES, transform, read=read)]
+    sets.append(pickle.loads(pickle.dumps(sets[1])))
+    batches = []
+    for data, workers in zip(sets, (0, 2, 0)):
+        benchmark = Benchmark("x", list(CLASSES), ["a {}", "the {}"], data, [], {})
+        keys = [[(1, i) for i in range(len(data))]]
+        batches.append(next(iter(DataLoader(CaptionedImages(benchmark, 3), batch_sampler=keys, num_workers=workers))))
+    for other in batches[1:]:
+        assert torch.equal(batches[0][0], other[0]) and batches[0][1] == other[1] and all(torch.equal(a, b) for a, b in zip(batches[0][2:], other[2:]))
+
+
+def test_fast_is_the_usual_transform(root):
+    "The same crop, to the rounding of its two passes, for every file format and for PIL images."
+    (read, transform), images = fast(TRAIN), originals(root)
+    assert read is read_tensor
+    for i in range(len(images)):
+        for image in (read(images.path(i)), read_image(images.path(i))):
+            torch.manual_seed(i); new = transform(image)
+            torch.manual_seed(i); old = TRAIN(read_image(images.path(i)))
+            off = (new - old).abs() * transform.std
+            assert off.max() < 2.01 and (off > 0.5).float().mean() < 0.05 and new.dtype == torch.float32 and new.shape == old.shape
+
+
+def test_without_torchvisions_decoder(root, monkeypatch):
+    "It is deprecated; without it PIL decodes, to the same pixels."
+    images = originals(root)
+    before = [read_tensor(images.path(i)) for i in range(len(images))]
+    monkeypatch.setattr(shards, "decode_jpeg", None)
+    assert all(torch.equal(old, read_tensor(images.path(i))) for i, old in enumerate(before))
+
+
+def test_a_root_of_small_images(root, tmp_path):
+    "The new root is a benchmark like the old one."
+    shrink(root, tmp_path/"small", shorter_side=48, workers=0, shard_size=8)
+    old, new = load_benchmark(str(root)), load_benchmark(str(tmp_path/"small"))
+    assert new.classnames == old.classnames and new.train.labels.tolist() == old.train.labels.tolist() and len(new.val) == len(old.val)
+    assert min(new.train[0][0].size) == 48 and np.array_equal(new.val[1][0], old.val[1][0])
+    with pytest.raises(UserError, match="shards already"): shrink(tmp_path/"small", tmp_path/"smaller")
+    imagenet = tmp_path/"all"/"ILSVRC2012"
+    imagenet.mkdir(parents=True)
+    for name in ("train", "val"): (root/name).rename(imagenet/name)
+    (tmp_path/"all"/"sketch").mkdir()
+    made = shrink(tmp_path/"all", tmp_path/"all-48", shorter_side=48, workers=0)
+    assert made == tmp_path/"all-48"/"ILSVRC2012"/"train" and len(ShardImages(made)) == len(old.train)
+    assert (tmp_path/"all-48"/"sketch").is_symlink() and (tmp_path/"all-48"/"ILSVRC2012"/"val").is_symlink() and not made.is_symlink()
