@@ -26,7 +26,8 @@ def clone(tmp_path_factory):
 
 def start(clone, *words):
     return subprocess.Popen([sys.executable, "-m", "carot.cli", *words], cwd=clone/"work", text=True, env=dict(os.environ, PYTHONPATH=str(clone)),
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background ignores it
 
 
 def carot_command(clone, *words):
