@@ -224,8 +224,8 @@ class EpochBatches:
         for at in range(self.start * self.batch_size, len(self.order), self.batch_size):
             yield [(self.epoch, int(i)) for i in self.order[at:at + self.batch_size]]
 
-# %% ../nbs/00_data.ipynb #9e0461d2
-BUILT_IN = {"glyphs": "carot.glyphs", "handwriting": "carot.handwriting", "imagenet": "carot.imagenet"}
+# %% ../nbs/00_data.ipynb #ec93e967
+BUILT_IN = {"glyphs": "carot.glyphs", "plain_glyphs": "carot.plain_glyphs", "handwriting": "carot.handwriting", "imagenet": "carot.imagenet"}
 
 def is_folder(
     name_or_path: str,  # as for `load_benchmark`
