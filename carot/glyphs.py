@@ -326,7 +326,7 @@ def checksum(images: torch.Tensor) -> str:
     "First 8 hexadecimal digits of the SHA-256 of the images' bytes."
     return hashlib.sha256(images.numpy().tobytes()).hexdigest()[:8]
 
-# %% ../nbs/01_glyphs.ipynb #1e66f185
+# %% ../nbs/01_glyphs.ipynb #0bad1fb6
 def cache_folder(root: str | Path | None = None) -> Path:
     "Where generated images are kept: `root`, `$CAROT_CACHE` or `~/.cache/carot`."
     return Path(root or os.environ.get("CAROT_CACHE") or Path.home()/".cache"/"carot")
@@ -340,7 +340,8 @@ def all_sets(
     "Images of every set by name, from the cache or made now."
     code = hashlib.sha256(Path(__file__).read_bytes() + torch.__version__.encode() + repr(recipes).encode()).hexdigest()[:12]
     file = cache_folder(root)/f"{name}-{code}.safetensors"
-    sets = load_file(file) if file.exists() else {key: make_set(key, recipes)[0] for key in recipes}
+    made = load_file(file) if file.exists() else {key: make_set(key, recipes)[0] for key in recipes}
+    sets = {key: made[key] for key in recipes}  # files are in alphabetical order
     other = [key for key in sets if checksum(sets[key]) != checksums[key]]
     if other: warnings.warn(f"with this CPU and torch {torch.__version__}, {', '.join(other)} differ in a few pixels from the frozen sets", stacklevel=2)
     try:
