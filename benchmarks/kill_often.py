@@ -3,8 +3,8 @@
     python benchmarks/kill_often.py [--kills 20] [--seed 1] [--out benchmarks/kill_often.tsv]
 
 The run notebook's cells (CaRot on the built-in benchmark, 2 epochs, two sets and val evaluated after each, a checkpoint every 3 steps) are executed in a
-process that is killed with -9: at random steps, at the sight of a half-written checkpoint, at random times after the start, and after the
-training in evaluation. Then they are executed once more, undisturbed. Compared byte by byte with a run that was never killed: weights of
+process that is killed with -9: at random steps, at the sight of a half-written checkpoint, at random times after the start, and in the
+evaluations after the first and the last epoch. Then they are executed once more, undisturbed. Compared byte by byte with a run that was never killed: weights of
 student and teacher, predictions, metrics.tsv, stats.tsv, and train.tsv without its column pairs_per_second. The exit code is 1 if anything
 differs, or if the run was complete before it had been killed so often.
 """
@@ -54,7 +54,13 @@ def rows(run): return max(0, (run/"train.tsv").read_text().count("\n") - 1) if (
 def opened(run): return (run/"config.json").stat().st_mtime_ns if (run/"config.json").exists() else 0
 
 
-def moment(kind, run, rng):
+def choose(late, step, total, rng):
+    "Which kind of moment comes next; the last kills are in the evaluation at the end."
+    if late or step > total - 10: return "evaluation"
+    return rng.choice(["step", "checkpoint"] + ["any"] * (step < total - 40) + ["first evaluation"] * (step <= total // 2))
+
+
+def moment(kind, run, total, rng):
     "A function that tells whether it is time to kill."
     began, before, first, trained, seen = time.monotonic(), opened(run), None, rows(run), set()
     delay, steps, parts = rng.uniform(0, 3), rng.randint(1, 5), rng.randint(1, 2)
@@ -66,8 +72,8 @@ def moment(kind, run, rng):
         if kind == "checkpoint":
             seen.update((run/"checkpoints"/"train").glob(".part-*"))
             return len(seen) >= parts
-        if opened(run) != before: first = first or time.monotonic()  # training is done: what follows is evaluation
-        return first is not None and time.monotonic() - first > 0.3 + delay / 3
+        if opened(run) != before and rows(run) == (total if kind == "evaluation" else total // 2): first = first or time.monotonic()
+        return first is not None and time.monotonic() - first > 0.2 + delay / 3
     return due
 
 
@@ -92,9 +98,8 @@ def main():
     cut = folder/"cut"/whole.relative_to(folder/"whole")
     total, in_evaluation = rows(whole), max(1, asked.kills // 4)
     while len(table) < asked.kills and not code:
-        late = asked.kills - len(table) <= in_evaluation
-        kind = "evaluation" if late and rows(cut) == total else rng.choice(["step", "checkpoint", "any"]) if not late else "step"
-        child, due = start(folder/"cut"), moment(kind, cut, rng)
+        kind = choose(asked.kills - len(table) <= in_evaluation, rows(cut), total, rng)
+        child, due = start(folder/"cut"), moment(kind, cut, total, rng)
         while not due() and os.waitpid(child, os.WNOHANG) == (0, 0): time.sleep(0.0005)
         try: os.kill(child, signal.SIGKILL)
         except ProcessLookupError: break  # it came to its end before

@@ -79,7 +79,7 @@ def test_stopped_after_every_step_ends_the_same(tiny_clip, tokenizer, toy, tmp_p
     assert stops == (18 if method == "lp-ft" else 9) and equal(whole, run, tmp_path/"whole", tmp_path/"cut")
     assert signal.getsignal(number) is before
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("carot: ")]
-    assert said[1:2] == [f"carot: stopped by {number.name}, saved at step 2 of 9; give the same command again to go on"]
+    assert said[1:2] == [f"carot: stopped by {number.name} and saved at step 2 of 9; give the same command again to go on"]
 
 def test_second_ctrl_c_ends_at_once_and_the_rhythm_may_change(stopped):
     out, go_on, is_same = stopped
@@ -90,12 +90,18 @@ def test_second_ctrl_c_ends_at_once_and_the_rhythm_may_change(stopped):
     assert is_same(go_on(checkpoint_every=5, checkpoint_minutes=1e-9)) and steps(out) == [8, 9]
 
 def test_without_a_directory_nothing_is_promised(tiny_clip, tokenizer, toy):  # noqa: F811
-    with signals_at(2, signal.SIGINT), pytest.raises(Stopped, match="after step 2 of 9; nothing was saved"): tune(tiny_clip, tokenizer, toy, "flyp")
+    with signals_at(2, signal.SIGINT), pytest.raises(Stopped, match="not saved after step 2 of 9"): tune(tiny_clip, tokenizer, toy, "flyp")
 
 def test_other_settings_are_refused_with_the_difference(stopped):
     out, go_on, is_same = stopped
     with pytest.raises(UserError, match="the checkpoint has lr=0.001, this run lr=0.5; the checkpoint has seed=1, this run seed=2;"): go_on(lr=0.5, seed=2)
     assert steps(out) == [4, 5] and is_same(go_on())
+
+
+def test_signal_while_somebody_evaluates(tiny_clip, tokenizer, toy, tmp_path):  # noqa: F811
+    def evaluate(epoch, trained): signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="between the epochs"): tune(tiny_clip, tokenizer, toy, "flyp", out=tmp_path, on_epoch=evaluate)
+    assert steps(tmp_path) == [3]
 
 
 # damage
@@ -259,8 +265,9 @@ def test_signal_to_a_script_and_its_loader_processes(tmp_path, number):
         time.sleep(0.05)
     os.killpg(process.pid, number)
     errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 75, errors
-    assert f"carot: stopped by {number.name}, saved at step {steps(tmp_path)[-1]} of 900; give the same command again" in errors and "Traceback" not in errors
+    assert process.returncode == 75 and "Traceback" not in errors, errors
+    last = steps(tmp_path)[-1]
+    assert f"carot: stopped by {number.name} and saved at step {last} of 900; give the same" in errors or f"{number.name} between the epochs" in errors and last % 3 == 0
 
 def test_signal_to_the_command_reaches_the_kernel_and_back(tmp_path):
     "carot, the run's process, papermill's kernel: it saves and ends; the next call says that what was saved got damaged, and finishes."
@@ -275,7 +282,7 @@ def test_signal_to_the_command_reaches_the_kernel_and_back(tmp_path):
     run = next(tmp_path.rglob("config.json")).parent
     assert process.returncode == 75 and out == "" and "Traceback" not in err and not (run/"run.failed.ipynb").exists(), err
     before, last = steps(run)
-    assert len(err.splitlines()) == 2 and f"stopped by SIGTERM, saved at step {last} of " in err.splitlines()[1]
+    assert len(err.splitlines()) == 2 and f"stopped by SIGTERM and saved at step {last} of " in err.splitlines()[1]
     flip(run/"checkpoints"/"train"/f"step-{last:08d}"/"state.json")
     process = start()
     out, err = process.communicate(timeout=300)
