@@ -51,7 +51,9 @@ def start(out):
 
 def rows(run): return max(0, (run/"train.tsv").read_text().count("\n") - 1) if (run/"train.tsv").exists() else 0
 
-def opened(run): return (run/"config.json").stat().st_mtime_ns if (run/"config.json").exists() else 0
+def sets(run): return len(list((run/"predictions").glob("[!.]*")))
+
+def written(file): return file.stat().st_mtime_ns if file.exists() else 0
 
 
 def choose(late, step, total, rng):
@@ -62,17 +64,21 @@ def choose(late, step, total, rng):
 
 def moment(kind, run, total, rng):
     "A function that tells whether it is time to kill."
-    began, before, first, trained, seen = time.monotonic(), opened(run), None, rows(run), set()
+    mark = run/("student/open_clip_model.safetensors" if kind == "evaluation" else "config.json")  # written right before an evaluation
+    began, before, first, trained, seen = time.monotonic(), written(mark), None, rows(run), set()
     delay, steps, parts = rng.uniform(0, 3), rng.randint(1, 5), rng.randint(1, 2)
+    predicted = sets(run)
+    wait_for_set = kind == "evaluation" and predicted < 2 and rng.random() < 0.5
     def due():
         nonlocal first, trained
+        if wait_for_set: return sets(run) > predicted
         if kind == "any": return time.monotonic() - began > delay
         trained = min(trained, rows(run))  # on resuming, lost steps are dropped from the log
         if kind == "step": return rows(run) >= trained + steps
         if kind == "checkpoint":
             seen.update((run/"checkpoints"/"train").glob(".part-*"))
             return len(seen) >= parts
-        if opened(run) != before and rows(run) == (total if kind == "evaluation" else total // 2): first = first or time.monotonic()
+        if written(mark) != before and rows(run) == (total if kind == "evaluation" else total // 2): first = first or time.monotonic()
         return first is not None and time.monotonic() - first > 0.2 + delay / 3
     return due
 
@@ -107,7 +113,7 @@ def main():
         checkpoints = cut/"checkpoints"/"train"
         table.append({"kill": len(table) + 1, "moment": kind, "steps_logged": rows(cut),
                       "checkpoints": ",".join(str(int(path.name[5:])) for path in sorted(checkpoints.glob("step-*"))),
-                      "half_written": len(list(checkpoints.glob(".*"))), "sets_predicted": len(list((cut/"predictions").glob("[!.]*")))})
+                      "half_written": len(list(checkpoints.glob(".*"))), "sets_predicted": sets(cut)})
         print(*table[-1].values(), sep="\t", flush=True)
     code = code or os.waitstatus_to_exitcode(os.waitpid(start(folder/"cut"), 0)[1])
     one, two = results(whole), results(cut)
