@@ -82,7 +82,7 @@ def drop_hidden(
     "Delete what was put aside or left half written."
     for path in folder.glob(".*"): shutil.rmtree(path, ignore_errors=True)
 
-# %% ../nbs/18_checkpoints.ipynb #063cb272
+# %% ../nbs/18_checkpoints.ipynb #f924bf5e
 def save_checkpoint(
     folder: Path,  # the run's `checkpoints`
     step: int,  # optimizer steps done
@@ -99,9 +99,9 @@ def save_checkpoint(
     training = {"optimizer": optimizer.state_dict(), "scaler": scaler and scaler.state_dict()}
     drop_hidden(folder)
     part.mkdir(parents=True)
-    needed, free = count_bytes([weights, training]), shutil.disk_usage(folder).free
+    needed = count_bytes([weights, training])
     try:
-        if needed > free: raise OSError("no space left on device")
+        if needed > shutil.disk_usage(folder).free: raise OSError("no space left on device")
         for name, tensors in weights.items(): save_file(tensors, part/f"{name}.safetensors")
         with (part/"optimizer.pt").open("wb") as file: torch.save(training, file)
         (part/"state.json").write_text(json.dumps({"step": step, "settings": settings}))
@@ -109,7 +109,7 @@ def save_checkpoint(
         for path in [*part.iterdir(), part]: sync(path)
     except (OSError, RuntimeError, SafetensorError) as error:
         drop_hidden(folder)
-        raise refuse(folder, step, needed, free, error) from error
+        raise refuse(folder, step, needed, shutil.disk_usage(folder).free, error.__context__ or error) from error
     if target.exists(): put_aside(target)
     part.rename(target)
     for path in (folder, folder.parent): sync(path)
@@ -203,7 +203,7 @@ class Stopped(SystemExit):
         super().__init__(message)
         self.code = 75
 
-# %% ../nbs/18_checkpoints.ipynb #c36fa54e
+# %% ../nbs/18_checkpoints.ipynb #c8c267e1
 class StopSignals:
     "While entered, SIGTERM and Ctrl-C are noted; a second Ctrl-C raises `KeyboardInterrupt`. Only Python's main thread is told of signals."
     def __init__(
@@ -234,19 +234,21 @@ class StopSignals:
         finally: self.busy = False
 
     def leave(self, where: str) -> None:
-        "Say on stderr where training ends, and raise `Stopped`."
-        message = f"stopped by {self.asked or 'a signal to another process'} {where}; give the same command again to go on"
-        print(f"carot: {message}", file=sys.stderr)
-        raise Stopped(message)
+        "Raise `Stopped` with where training ends."
+        raise Stopped(f"stopped by {self.asked or 'a signal to another process'} {where}; give the same command again to go on")
 
-# %% ../nbs/18_checkpoints.ipynb #2135ac0e
+# %% ../nbs/18_checkpoints.ipynb #ea4732fe
 def stoppable(
     train: Callable,  # takes a keyword `stop`
 ) -> Callable:
     "The function with `StopSignals` as its `stop`; signals are back to what they were when it ends, in whatever way."
     @functools.wraps(train)
     def stopping(*words, **named):
-        with StopSignals(busy=False) as stop: return train(*words, stop=stop, **named)
+        with StopSignals(busy=False) as stop:
+            try: return train(*words, stop=stop, **named)
+            except Stopped as stopped:
+                print(f"carot: {stopped}", file=sys.stderr)
+                raise
     return stopping
 
 # %% ../nbs/18_checkpoints.ipynb #9b309415

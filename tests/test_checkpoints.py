@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -289,3 +290,20 @@ def test_signal_to_the_command_reaches_the_kernel_and_back(tmp_path):
     assert process.returncode == 0 and err.count("\n") == 1, err
     assert err.startswith("carot: warning: flyp") and err.endswith(f"going on from step-{before:08d}\n")
     assert [int(row["step"]) for row in log(run)] == list(range(1, len(log(run)) + 1)) and json.loads((run/"config.json").read_text())["complete"]
+
+VOTE = """\
+import os, sys
+from accelerate import Accelerator
+from carot.checkpoints import in_any_process
+accelerator = Accelerator(cpu=True)
+print([in_any_process(accelerator, accelerator.process_index in wishing) for wishing in ((), (1,), (), (0, 1), ())])"""
+
+def test_all_processes_stop_after_the_same_step():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = os.environ | dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, ACCELERATE_USE_CPU="true")
+    both = [subprocess.Popen([sys.executable, "-c", VOTE], env=env | dict(RANK=str(rank), LOCAL_RANK=str(rank)), stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True) for rank in range(2)]
+    said = [process.communicate(timeout=100) for process in both]
+    assert [out for out, _ in said] == ["[False, True, False, True, False]\n"] * 2, said
