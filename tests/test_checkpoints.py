@@ -272,7 +272,7 @@ def test_signal_to_a_script_and_its_loader_processes(tmp_path, number):
 
 def test_signal_to_the_command_reaches_the_kernel_and_back(tmp_path):
     "carot, the run's process, papermill's kernel: it saves and ends; the next call says that what was saved got damaged, and finishes."
-    words = ["run", "--method", "flyp", "--epochs", "1", "--eval-sets", "Glyphs", "--checkpoint-every", "1", "--workers", "0", "--threads", "1", "--out", "logs"]
+    words = ["run", "--method", "lp", "--epochs", "2", "--batch-size", "250", "--eval-sets", "Glyphs", "--checkpoint-every", "1", "--workers", "0", "--threads", "1", "--out", "logs"]
     def start(): return subprocess.Popen([sys.executable, "-m", "carot.cli", *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process, deadline = start(), time.monotonic() + 200
     while sum(len(file.read_text().splitlines()) for file in tmp_path.rglob("train.tsv")) < 4:
@@ -288,7 +288,7 @@ def test_signal_to_the_command_reaches_the_kernel_and_back(tmp_path):
     process = start()
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0 and err.count("\n") == 1, err
-    assert err.startswith("carot: warning: flyp") and err.endswith(f"going on from step-{before:08d}\n")
+    assert err.startswith("carot: warning: lp") and err.endswith(f"going on from step-{before:08d}\n")
     assert [int(row["step"]) for row in log(run)] == list(range(1, len(log(run)) + 1)) and json.loads((run/"config.json").read_text())["complete"]
 
 VOTE = """\
