@@ -300,7 +300,7 @@ def duration(seconds: float) -> str:
     "Seconds, readable."
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
-# %% ../nbs/15_check.ipynb #8af681d9
+# %% ../nbs/15_check.ipynb #c1f39620
 @dataclass
 class Needs:
     "What a run needs, and what there is."
@@ -333,7 +333,7 @@ def needs(
     checkpoint = 0 if method == "zs" else kept + 8 * n_weights
     free = torch.cuda.get_device_properties(step.device).total_memory if cuda else psutil.virtual_memory().available
     place = next(p for p in (Path(parameters["out"]).absolute(), *Path(parameters["out"]).absolute().parents) if p.exists())
-    return Needs(step.fixed + step.activations / step.batch * batch, free, kept + 2 * checkpoint + scores, kept + scores, shutil.disk_usage(place).free,
+    return Needs(step.fixed + step.activations / step.batch * batch, free, kept + 3 * checkpoint + scores, kept + scores, shutil.disk_usage(place).free,
                  passes * seconds(n, step.seconds / step.batch), seconds(tested, step.seconds / step.batch / 3))
 
 # %% ../nbs/15_check.ipynb #6f33a021

@@ -189,7 +189,7 @@ def needed(command: str, found: dict[str, Any], *names: str) -> None:
 
 COMMANDS = {"check": check, "reproduce": reproduce, "run": run, "report": report, "predict": predict, "shrink": shrink}
 
-# %% ../nbs/10_cli.ipynb #75f4ec8d
+# %% ../nbs/10_cli.ipynb #d6f27598
 def main(
     words: list[str] | None = None,  # None: those of the command line
 ) -> int:  # exit code
@@ -198,6 +198,7 @@ def main(
     if command in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
+    from carot.checkpoints import Stopped
     from carot.data import UserError, unknown
 
     try:
@@ -206,6 +207,9 @@ def main(
     except UserError as error:
         print(f"carot: error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"carot: {stopped}", file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt:
         print("\ncarot: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130

@@ -91,7 +91,9 @@ def test_interrupted_and_again(clone):
     assert wait(lambda: pid.exists() and pid.read_text(), 60)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err == "\ncarot: interrupted; the same command goes on where it stopped\n" and out == ""
+    assert process.returncode == 75 and out == ""
+    assert err == ("carot: SIGINT: saving after the current step; Ctrl-C ends at once\n"
+                   "carot: ft     batch_size=4,seed=1: stopped; give the same command again to go on\n")
     assert wait(lambda: not alive(int(pid.read_text())), 5)
 
     (logs/"hold").unlink()

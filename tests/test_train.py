@@ -101,14 +101,14 @@ def test_other_settings_are_refused(tiny_clip, tokenizer, toy, tmp_path):
     for change in (dict(lr=1e-2), dict(distillation_coef=3.0), dict(batch_size=8)):
         with pytest.raises(UserError, match=next(iter(change))): tune(tiny_clip, tokenizer, toy, "carot", out=tmp_path, **change)
 
-@pytest.mark.parametrize("name", ["student.safetensors", "teacher.safetensors", "optimizer.pt", "state.json"])
+@pytest.mark.parametrize("name", ["student.safetensors", "teacher.safetensors", "optimizer.pt", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_damaged_checkpoint_is_one_line(tiny_clip, tokenizer, toy, tmp_path, name, damage):
     def stop(done, _): raise Killed
     with pytest.raises(Killed): tune(tiny_clip, tokenizer, toy, "carot", out=tmp_path, on_epoch=stop)
     file = max((tmp_path/"checkpoints"/"train").glob("step-*"))/name
     file.write_bytes(file.read_bytes()[:50]) if damage == "truncated" else file.unlink()
-    with pytest.raises(UserError, match="cannot be read") as error: tune(tiny_clip, tokenizer, toy, "carot", out=tmp_path)
+    with pytest.raises(UserError, match="cannot be used") as error: tune(tiny_clip, tokenizer, toy, "carot", out=tmp_path)
     assert "\n" not in str(error.value)
 
 def test_half_written_checkpoint_is_ignored(tiny_clip, tokenizer, toy, tmp_path):
@@ -127,8 +127,9 @@ def test_refused(tiny_clip, tokenizer, toy, tmp_path, change, words):
     assert not any(tmp_path.iterdir())
 
 def test_non_finite_loss_stops_with_the_checkpoint_intact(tiny_clip, tokenizer, toy, tmp_path):
-    with pytest.raises(UserError, match=r"contrastive not finite at step \d+ with lr"):
+    with pytest.raises(UserError, match=r"contrastive not finite at step \d+ with lr \S+ \(batch: image \d+, .* and 36 more, all in .*not_finite.txt\); the last"):
         tune(tiny_clip, tokenizer, toy, "flyp", lr=1e8, warmup_steps=0, epochs=3, batch_size=40, out=tmp_path)
+    assert len((tmp_path/"not_finite.txt").read_text().splitlines()) == 40
     steps = [p for p in (tmp_path/"checkpoints"/"train").glob("step-*")]
     assert all(t.isfinite().all() for p in steps for t in load_file(p/"student.safetensors").values())
 
@@ -144,5 +145,5 @@ def test_state_is_json_and_weights_only(tiny_clip, tokenizer, toy, tmp_path):
     folder = max((tmp_path/"checkpoints"/"train").glob("step-*"))
     assert json.loads((folder/"state.json").read_text())["step"] == 9
     torch.load(folder/"optimizer.pt", weights_only=True)
-    assert sorted(p.suffix for p in folder.iterdir()) == [".json", ".pt", ".safetensors", ".safetensors"]
-    assert [p.name for p in (tmp_path/"checkpoints"/"train").iterdir()] == [folder.name]
+    assert sorted(p.suffix for p in folder.iterdir()) == [".json", ".json", ".pt", ".safetensors", ".safetensors"]
+    assert sorted(p.name for p in (tmp_path/"checkpoints"/"train").iterdir()) == ["step-00000006", folder.name]
