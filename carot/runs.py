@@ -64,7 +64,7 @@ def parameters(
     return {name: {"type": TYPES[found["inferred_type_name"]], "help": found["help"]}
             for name, found in inspect_notebook(path).items()}
 
-# %% ../nbs/08_runs.ipynb #61d62d3b
+# %% ../nbs/08_runs.ipynb #591a6f0b
 def convert(
     name: str,  # of the parameter
     value: Any,
@@ -76,6 +76,7 @@ def convert(
     if isinstance(value, bool) == (kind is bool):
         if kind is int and isinstance(value, Integral): return int(value)  # NumPy's integers too
         if kind is float and isinstance(value, Real) and math.isfinite(value): return float(value)
+        if name == "micro_batch_size" and isinstance(value, Integral): return str(value)  # a word or a number
         if kind is str and isinstance(value, os.PathLike): return os.fspath(value)
         if kind in (bool, str) and isinstance(value, kind): return value
     raise UserError(f"{name} takes {kind.__name__}, not {value!r}" + (f" ({name}: {comment})" if comment else ""))
@@ -93,13 +94,14 @@ def check_parameters(
             raise error
     return {name: convert(name, value, known[name]["type"], known[name]["help"]) for name, value in given.items()}
 
-# %% ../nbs/08_runs.ipynb #2f25925c
+# %% ../nbs/08_runs.ipynb #60aa8cf0
 PAPER: dict[str, Any] = {  # every run parameter and, where the paper has one, its value
     "benchmark": "glyphs",  # the built-in one: it needs no data
     "root": None,
     "model": "ViT-B-16", "pretrained": "openai",
     "method": "carot",
     "epochs": 10, "batch_size": 512,
+    "micro_batch_size": None, "accumulation_steps": 1,  # all at once, as one batch
     "lr": 1e-5, "weight_decay": 0.1, "warmup_steps": 500,
     "label_smoothing": 0.0,
     "orthogonality_coef": 0.2, "cross_norm_coef": 0.05, "distillation_coef": 1.5,
@@ -116,8 +118,8 @@ PAPER: dict[str, Any] = {  # every run parameter and, where the paper has one, i
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {  # in report order, with the defaults that are a method's own
     "zs": {}, "lp": {"lr": 1e-3}, "ft": {"lr": 3e-5}, "lp-ft": {"lr": 3e-5}, "flyp": {}, "carot": {}}
 
-# %% ../nbs/08_runs.ipynb #636fbb04
-TRAINING = ("epochs", "batch_size", "lr", "weight_decay", "warmup_steps", "label_smoothing", "eval_every", "on_bad_image")
+# %% ../nbs/08_runs.ipynb #a6de1a9e
+TRAINING = ("epochs", "batch_size", "micro_batch_size", "accumulation_steps", "lr", "weight_decay", "warmup_steps", "label_smoothing", "eval_every", "on_bad_image")
 CAROT_ONLY = tuple(name for name in PAPER if name.startswith(("orthogonality", "cross_norm", "distillation", "teacher")))
 
 def ignored(
@@ -126,8 +128,8 @@ def ignored(
     "The parameters that a method makes no use of."
     return {"zs": TRAINING + CAROT_ONLY, "carot": ()}.get(method, CAROT_ONLY)
 
-# %% ../nbs/08_runs.ipynb #9b828f14
-AT_LEAST_ONE = ("epochs", "batch_size", "eval_batch_size", "teacher_update_every")
+# %% ../nbs/08_runs.ipynb #447efe03
+AT_LEAST_ONE = ("epochs", "batch_size", "accumulation_steps", "eval_batch_size", "teacher_update_every")
 FRACTIONS = ("label_smoothing", "teacher_momentum_start", "teacher_momentum_end", "teacher_warmup_fraction")
 
 def devices() -> list[str]:
@@ -148,6 +150,11 @@ def check_values(
     for name, known in [("precision", ["auto", "fp32", "bf16", "fp16"]), ("device", devices()),
                         ("on_bad_image", ["stop", "skip"])]:
         if parameters[name] not in known: raise unknown(name, parameters[name], known)
+    if parameters["micro_batch_size"] is not None:
+        from carot.large_batches import parse_micro_batch_size  # slow to import
+        parse_micro_batch_size(parameters["micro_batch_size"])
+    if parameters["accumulation_steps"] > parameters["batch_size"]:
+        raise UserError(f"accumulation_steps={parameters['accumulation_steps']} parts cannot be made of batch_size={parameters['batch_size']}")
     root = parameters["root"]
     if root is not None and not Path(root).is_dir(): raise UserError(f"there is no folder {root!r} (parameter root)")
 
@@ -211,8 +218,8 @@ def digest(
     "Eight hexadecimal digits that stand for a text."
     return hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
 
-# %% ../nbs/08_runs.ipynb #668b90dd
-NOT_NAMED = ("benchmark", "method", "seed", "out", "workers")  # a part of the path already, or without effect on results
+# %% ../nbs/08_runs.ipynb #62cab603
+NOT_NAMED = ("benchmark", "method", "seed", "out", "workers", "micro_batch_size")  # a part of the path already, or without effect on results
 
 def run_name(
     parameters: dict[str, Any],  # of the run, as from `resolve`
@@ -274,7 +281,7 @@ def hardware() -> str:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return ", ".join([f"{cpu}, {os.cpu_count()} cores", *gpus])
 
-# %% ../nbs/08_runs.ipynb #6a662907
+# %% ../nbs/08_runs.ipynb #4b7b0f21
 def read_config(
     path: Path,  # directory of a run
 ) -> dict[str, Any]:  # empty if the run was never begun
@@ -291,7 +298,7 @@ def check_same(
     config = read_config(path)
     old = config.get("parameters", {})
     other = [f"{k} was {old[k]!r} and is now {v!r}" for k, v in parameters.items()
-             if k in old and old[k] != v and k not in ("workers", "out")]
+             if k in old and old[k] != v and k not in ("workers", "micro_batch_size", "out")]
     if other: raise UserError(f"{path} holds a run with other parameters: {', '.join(other)}; remove it or choose another out")
     return config
 
