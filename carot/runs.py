@@ -38,9 +38,10 @@ except ImportError: fcntl = None  # Windows
 __all__ = ['TYPES', 'PAPER', 'METHOD_DEFAULTS', 'TRAINING', 'CAROT_ONLY', 'AT_LEAST_ONE', 'FRACTIONS', 'NOT_NAMED',
            'notebook_path', 'parameters', 'convert', 'check_parameters', 'ignored', 'devices', 'check_values',
            'without_slash', 'resolve', 'check_writable', 'spell', 'digest', 'run_name', 'run_directory', 'lock',
-           'versions', 'git_commit', 'hardware', 'read_config', 'check_same', 'Run', 'open_run', 'follow_parent',
-           'kernel_manager', 'tidy', 'execute_notebook', 'run', 'is_done', 'Job', 'job_for', 'plan', 'summary', 'start',
-           'child', 'failure', 'progress', 'default_jobs', 'run_all', 'check_before_training', 'report', 'reproduce']
+           'is_main_process', 'is_one_of_many', 'versions', 'git_commit', 'hardware', 'read_config', 'check_same',
+           'Run', 'open_run', 'follow_parent', 'kernel_manager', 'tidy', 'execute_notebook', 'run', 'is_done', 'Job',
+           'job_for', 'plan', 'summary', 'start', 'child', 'failure', 'progress', 'default_jobs', 'run_all',
+           'check_before_training', 'report', 'reproduce']
 
 # %% ../nbs/08_runs.ipynb #2b4435f8
 def notebook_path(
@@ -94,7 +95,7 @@ def check_parameters(
             raise error
     return {name: convert(name, value, known[name]["type"], known[name]["help"]) for name, value in given.items()}
 
-# %% ../nbs/08_runs.ipynb #60aa8cf0
+# %% ../nbs/08_runs.ipynb #09ddf0b3
 PAPER: dict[str, Any] = {  # every run parameter and, where the paper has one, its value
     "benchmark": "glyphs",  # the built-in one: it needs no data
     "root": None,
@@ -102,6 +103,7 @@ PAPER: dict[str, Any] = {  # every run parameter and, where the paper has one, i
     "method": "carot",
     "epochs": 10, "batch_size": 512,
     "micro_batch_size": None, "accumulation_steps": 1,  # all at once, as one batch
+    "report_to": None,
     "lr": 1e-5, "weight_decay": 0.1, "warmup_steps": 500,
     "label_smoothing": 0.0,
     "orthogonality_coef": 0.2, "cross_norm_coef": 0.05, "distillation_coef": 1.5,
@@ -118,8 +120,8 @@ PAPER: dict[str, Any] = {  # every run parameter and, where the paper has one, i
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {  # in report order, with the defaults that are a method's own
     "zs": {}, "lp": {"lr": 1e-3}, "ft": {"lr": 3e-5}, "lp-ft": {"lr": 3e-5}, "flyp": {}, "carot": {}}
 
-# %% ../nbs/08_runs.ipynb #a6de1a9e
-TRAINING = ("epochs", "batch_size", "micro_batch_size", "accumulation_steps", "lr", "weight_decay", "warmup_steps", "label_smoothing", "eval_every", "on_bad_image")
+# %% ../nbs/08_runs.ipynb #924f4f2b
+TRAINING = ("epochs", "batch_size", "micro_batch_size", "accumulation_steps", "report_to", "lr", "weight_decay", "warmup_steps", "label_smoothing", "eval_every", "on_bad_image")
 CAROT_ONLY = tuple(name for name in PAPER if name.startswith(("orthogonality", "cross_norm", "distillation", "teacher")))
 
 def ignored(
@@ -128,7 +130,7 @@ def ignored(
     "The parameters that a method makes no use of."
     return {"zs": TRAINING + CAROT_ONLY, "carot": ()}.get(method, CAROT_ONLY)
 
-# %% ../nbs/08_runs.ipynb #447efe03
+# %% ../nbs/08_runs.ipynb #c791bf17
 AT_LEAST_ONE = ("epochs", "batch_size", "accumulation_steps", "eval_batch_size", "teacher_update_every")
 FRACTIONS = ("label_smoothing", "teacher_momentum_start", "teacher_momentum_end", "teacher_warmup_fraction")
 
@@ -148,8 +150,8 @@ def check_values(
         if value < low: raise UserError(f"{name} must be at least {low}, not {value}")
         if value > high: raise UserError(f"{name} must be at most {high}, not {value}")
     for name, known in [("precision", ["auto", "fp32", "bf16", "fp16"]), ("device", devices()),
-                        ("on_bad_image", ["stop", "skip"])]:
-        if parameters[name] not in known: raise unknown(name, parameters[name], known)
+                        ("on_bad_image", ["stop", "skip"]), ("report_to", [None, "tensorboard", "wandb", "mlflow"])]:
+        if parameters[name] not in known: raise unknown(name, parameters[name], [word for word in known if word])
     if parameters["micro_batch_size"] is not None:
         from carot.large_batches import parse_micro_batch_size  # slow to import
         parse_micro_batch_size(parameters["micro_batch_size"])
@@ -218,8 +220,8 @@ def digest(
     "Eight hexadecimal digits that stand for a text."
     return hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
 
-# %% ../nbs/08_runs.ipynb #62cab603
-NOT_NAMED = ("benchmark", "method", "seed", "out", "workers", "micro_batch_size")  # a part of the path already, or without effect on results
+# %% ../nbs/08_runs.ipynb #bedd9fc4
+NOT_NAMED = ("benchmark", "method", "seed", "out", "workers", "micro_batch_size", "report_to")  # a part of the path already, or without effect on results
 
 def run_name(
     parameters: dict[str, Any],  # of the run, as from `resolve`
@@ -259,6 +261,15 @@ def lock(
     os.write(handle, f"pid {os.getpid()} on {platform.node()}".encode())
     return handle
 
+# %% ../nbs/08_runs.ipynb #8f149cb7
+def is_main_process() -> bool:
+    "Whether this process is the first of those that `accelerate launch` or `torchrun` started; a process by itself is."
+    return os.environ.get("RANK", "0") == "0"
+
+def is_one_of_many() -> bool:
+    "Whether other processes work on the same run."
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
 # %% ../nbs/08_runs.ipynb #cd95f52b
 def versions() -> dict[str, str]:
     "Python's version and those of the packages that results depend on."
@@ -281,7 +292,7 @@ def hardware() -> str:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return ", ".join([f"{cpu}, {os.cpu_count()} cores", *gpus])
 
-# %% ../nbs/08_runs.ipynb #4b7b0f21
+# %% ../nbs/08_runs.ipynb #3c1d8f9f
 def read_config(
     path: Path,  # directory of a run
 ) -> dict[str, Any]:  # empty if the run was never begun
@@ -298,11 +309,11 @@ def check_same(
     config = read_config(path)
     old = config.get("parameters", {})
     other = [f"{k} was {old[k]!r} and is now {v!r}" for k, v in parameters.items()
-             if k in old and old[k] != v and k not in ("workers", "micro_batch_size", "out")]
+             if k in old and old[k] != v and k not in ("workers", "micro_batch_size", "report_to", "out")]
     if other: raise UserError(f"{path} holds a run with other parameters: {', '.join(other)}; remove it or choose another out")
     return config
 
-# %% ../nbs/08_runs.ipynb #9bf9bf92
+# %% ../nbs/08_runs.ipynb #2dbb72fb
 @dataclass
 class Run:
     "A run's directory while its notebook works in it."
@@ -316,19 +327,24 @@ class Run:
         "Whether there is nothing left to do."
         return self.config.get("complete", False)
 
+    @property
+    def writes(self) -> bool:
+        "Whether this process has something to write."
+        return is_main_process() and not self.complete
+
     def save(self, **facts) -> None:
         "Adds facts to config.json."
         self.config.update(facts)
-        write_atomic(self.path/"config.json", json.dumps(self.config, indent=1) + "\n")
+        if is_main_process(): write_atomic(self.path/"config.json", json.dumps(self.config, indent=1) + "\n")
 
     def finish(self, **facts) -> None:
         "Marks the run complete, adds last facts (seconds, rates), drops the checkpoints and gives the lock back."
         self.save(**facts, complete=True)
-        rmtree(self.path/"checkpoints", ignore_errors=True)
+        if is_main_process(): rmtree(self.path/"checkpoints", ignore_errors=True)
         if self.handle is not None: os.close(self.handle)
         self.handle = None
 
-# %% ../nbs/08_runs.ipynb #5aa8c819
+# %% ../nbs/08_runs.ipynb #6c46491e
 def open_run(
     parameters: dict[str, Any],  # as from `resolve`
     defaults: dict[str, Any],
@@ -337,7 +353,7 @@ def open_run(
     "Makes or reopens the directory of a run and locks it, unless it is complete."
     path = run_directory(parameters, defaults)
     config = check_same(path, parameters)
-    if config.get("complete"): return Run(path, parameters, config)
+    if config.get("complete") or not is_main_process(): return Run(path, parameters, config)
     path.mkdir(parents=True, exist_ok=True)
     handle = lock(path)
     for part in path.rglob(".*.????????"): part.unlink()  # of `write_atomic`
@@ -397,7 +413,7 @@ def tidy(
                 if kind in output.get("data", {}): output.data[kind] = hide(output.data[kind])
     return notebook
 
-# %% ../nbs/08_runs.ipynb #68c65e28
+# %% ../nbs/08_runs.ipynb #164d2e19
 def execute_notebook(
     notebook: str | Path,
     given: dict[str, Any],  # parameters for papermill
@@ -420,12 +436,12 @@ def execute_notebook(
         except DeadKernelError as error: cause, reason = error, "the notebook's kernel died; out of memory?"
         if getattr(cause, "ename", "") in ("UserError", "BadImage"): raise UserError(cause.evalue)
         failed = target.with_suffix(".failed.ipynb")
-        if not cause or target.parent.is_dir():
+        if is_main_process() and (not cause or target.parent.is_dir()):
             write_atomic(failed if cause else target, nbformat.writes(tidy(nbformat.read(executed, 4))) + "\n")
     if cause: raise RuntimeError(reason + (f" (see {failed})" if failed.exists() else "")) from cause
     failed.unlink(missing_ok=True)
 
-# %% ../nbs/08_runs.ipynb #357dd47a
+# %% ../nbs/08_runs.ipynb #04cea1c6
 def run(
     notebook: str | Path | None = None,  # None: carot's own `fine_tune`
     **given,  # run parameters; the others take their defaults
@@ -436,7 +452,7 @@ def run(
     parameters, defaults = resolve(given)
     path = run_directory(parameters, defaults)
     if not is_done(path, parameters): execute_notebook(notebook, given, path/"run.ipynb")
-    if not is_done(path, parameters): raise RuntimeError(f"{notebook} ended without finishing its run")
+    if is_main_process() and not is_done(path, parameters): raise RuntimeError(f"{notebook} ended without finishing its run")
     return path
 
 def is_done(
@@ -572,7 +588,7 @@ def run_all(
         for job in active: job.process.wait()
     return 0 if codes <= {0} else 2 if codes <= {0, 2} else 1
 
-# %% ../nbs/08_runs.ipynb #75bc1625
+# %% ../nbs/08_runs.ipynb #88f86c95
 def check_before_training(
     notebook: str | Path,
     jobs: list[Job],
@@ -588,10 +604,12 @@ def check_before_training(
     if not published: return
     given = {k: v for k, v in job.given.items() if k not in ("method", "seed", *ignored("zs"))}
     zero_shot, = plan(["zs"], 1, given)
+    if is_one_of_many() and not is_done(zero_shot.path, zero_shot.parameters):
+        raise UserError("before several processes train on imagenet, one must check: `carot run --method zs` with the same options comes first")
     if run_all(notebook, [zero_shot], at_once=1): raise UserError("nothing was trained, because the zero-shot run that comes first failed")
     check_zero_shot(zero_shot.path, published)
 
-# %% ../nbs/08_runs.ipynb #1059d324
+# %% ../nbs/08_runs.ipynb #44e35822
 def report(
     notebook: str | Path | None = None,  # None: carot's own `report`
     **given,  # its parameters: benchmark, out, select
@@ -620,6 +638,7 @@ def reproduce(
 ) -> int:  # exit code, as from `run_all`
     "The whole comparison: makes the runs that are missing, then the report."
     notebook = notebook or notebook_path("fine_tune")
+    if is_one_of_many(): raise UserError("carot reproduce starts processes itself; under accelerate launch or torchrun give single runs: carot run")
     if "method" in given or "seed" in given: raise UserError("a comparison takes methods and seeds, not method or seed")
     if min(seeds, 1 if jobs is None else jobs) < 1: raise UserError("seeds and jobs must be at least 1")
     given = {k: v for k, v in check_parameters(given, notebook).items() if v is not None}
