@@ -210,11 +210,11 @@ class StepLog:
         "Make what was logged durable; a checkpoint relies on it."
         if self.stream: os.fsync(self.stream.fileno())
 
-# %% ../nbs/05_train.ipynb #5263c291
+# %% ../nbs/05_train.ipynb #b897815d
 class Progress(tqdm):
     "tqdm that updates one line of output when it runs in a notebook."
     def __init__(self, *args, **kwargs):
-        try: in_notebook = "IPKernelApp" in get_ipython().config and not kwargs.get("disable")
+        try: in_notebook = "IPKernelApp" in get_ipython().config and not kwargs.get("disable") and "FORK_LAUNCHED" not in os.environ
         except NameError: in_notebook = False
         self.line = None
         super().__init__(*args, **({"mininterval": 0.5} | kwargs), **({"gui": False, "file": open(os.devnull, "w")} if in_notebook else {}))
