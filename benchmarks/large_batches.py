@@ -85,7 +85,7 @@ def main():
     rows = []
     for name in made:
         known = [round_(memory[name] / 1e6), round_(per_pair[name]), round_(per_pair[name] / per_pair[FULL]) if FULL in per_pair else ""] if name in per_pair else ["out of memory", "", ""]
-        rows.append([asked.model, asked.batch_size, name, *known, accelerator.device.type, accelerator.mixed_precision, where])
+        rows.append([asked.model, asked.batch_size, name, *known, accelerator.device.type, accelerator.mixed_precision.replace("no", "fp32"), where])
     old = []
     if asked.out.exists():
         with open(asked.out, newline="") as file: old = list(csv.reader(file, delimiter="\t"))[1:]

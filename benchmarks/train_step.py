@@ -1,6 +1,6 @@
 """A CaRot training step as the public code writes it and as carot does, and what each difference is worth.
 
-    python benchmarks/train_step.py [--model glyphs] [--batch-size 128] [--device cpu] [--rounds 7]
+    python benchmarks/train_step.py [--model glyphs] [--batch-size 64] [--device cpu] [--rounds 15]
     python benchmarks/train_step.py --model ViT-B-16 --batch-size 512 --device cuda --rounds 15 --compile    # needs a GPU; weights are random
     python benchmarks/train_step.py --check-loss        # 200 steps of both from the same weights on the same batches
 
@@ -221,9 +221,9 @@ def check_loss(asked):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="glyphs")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="torch.compile too: takes minutes to warm up")
     parser.add_argument("--check-loss", action="store_true")
