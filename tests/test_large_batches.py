@@ -1,5 +1,7 @@
 """Cut batches have the gradients of the whole batch, in every method, precision and cut; naive accumulation has not."""
 import copy
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 
 from carot.clip import build_clip, image_features, text_features
 from carot.data import UserError
-from carot.large_batches import Cut, ProcessBatches, backward_in_parts, largest_that_fits, peak_memory
+from carot.large_batches import Cut, ProcessBatches, backward_in_parts, find_micro_batch, largest_that_fits, peak_memory
 from carot.losses import contrastive_logits
 from carot.runs import resolve, run_name
 from carot.train import ContrastiveObjective, HeadObjective, fine_tune, linear_head, make_accelerator
@@ -102,6 +104,23 @@ def test_runs_agree_and_resume(tiny_clip, tokenizer, toy, tmp_path, method):
 def test_auto_on_a_cpu_is_the_whole_batch(tiny_clip, tokenizer, toy, capsys):
     assert same(tune(tiny_clip, tokenizer, toy, "carot", micro_batch_size="auto").student, tune(tiny_clip, tokenizer, toy, "carot").student)
     assert "micro_batch_size=auto: all images at once" in capsys.readouterr().out
+
+class Card(str):
+    "the CPU in the guise of a GPU"
+    type = "cuda"
+
+@pytest.mark.parametrize("room, found", [(99, None), (7, 6), (5, 3), (1, 1)])
+def test_auto_halves_until_it_fits(tiny_clip, tokenizer, monkeypatch, room, found):
+    objective, batch, teacher = make(tiny_clip, tokenizer, "carot", 13)
+    def crowded(clip, images):
+        if len(images) > room: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return image_features(clip, images)
+    monkeypatch.setattr("carot.large_batches.image_features", crowded)
+    card = SimpleNamespace(device=Card("cpu"), autocast=nullcontext, backward=lambda loss: loss.backward(), gather=lambda x: x)
+    assert find_micro_batch(objective, card, [x[:1] for x in batch], 13, teacher, Cut()) == found
+    assert all(p.grad is None for p in objective.parameters())
+    room = 0
+    with pytest.raises(UserError, match="not even one"): find_micro_batch(objective, card, [x[:1] for x in batch], 13, teacher, Cut())
 
 def test_other_errors_are_not_taken_for_full_memory():
     def broken(size): raise RuntimeError("shapes do not match")
