@@ -131,7 +131,7 @@ def number(
     try: return kind(text) if kind in (int, float) else text
     except ValueError: return text
 
-# %% ../nbs/10_cli.ipynb #df5eb58b
+# %% ../nbs/10_cli.ipynb #760fc37e
 def reproduce(found):
     "Makes the runs of the comparison that are missing, each in a process of its own, then the report."
     from carot.runs import reproduce
@@ -141,11 +141,15 @@ def reproduce(found):
 
 def run(found):
     "Makes one run, or goes on with an interrupted one."
-    from carot.runs import check_before_training, job_for, notebook_path, run_all
+    from carot.runs import check_before_training, is_main_process, is_one_of_many, job_for, notebook_path, run, run_all, summary
 
     preflight = not found.pop("no_preflight", False)
     job = job_for(found)
     if preflight: check_before_training(notebook_path("fine_tune"), [job])
+    if is_one_of_many():  # a process of its own already
+        run(**job.given)
+        if is_main_process(): print(f"{job}  {summary(job.path)}")
+        return 0
     code = run_all(notebook_path("fine_tune"), [job], at_once=1)
     if code == 0: print(job.path)
     return code

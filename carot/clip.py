@@ -156,15 +156,16 @@ def is_causal(tower: nn.Module) -> bool:
     mask = getattr(tower, "attn_mask", None)
     return pool in ("argmax", "eos") and mask is not None and bool(torch.isinf(mask.triu(1)[mask.new_ones(mask.shape).triu(1) > 0]).all())
 
-# %% ../nbs/03_clip.ipynb #984aefde
+# %% ../nbs/03_clip.ipynb #09d49981
 def text_features(
     clip: nn.Module,
     tokens: torch.Tensor,  # (B, L)
+    length: int | None = None,  # tokens to read, at least those of the longest caption; None: just these
 ) -> torch.Tensor:  # (B, d), L2-normalised
     "Text features; a causal tower reads no further than the longest caption."
     tower = getattr(clip, "text", clip)
     if not is_causal(tower): return clip.encode_text(tokens, normalize=True)
-    length = trimmed_length(tokens)
+    length = length or trimmed_length(tokens)
     tokens = tokens[:, :length]
     x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
     x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]))

@@ -12,9 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(f for f in [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("expt_logs/*/*/**/*.ipynb")] if ".ipynb_checkpoints" not in f.parts)
 RUN_NOTEBOOKS = sorted(ROOT.glob("nbs/runs/*.ipynb"))
-PARAMETERS = """benchmark root model pretrained method epochs batch_size lr weight_decay warmup_steps label_smoothing orthogonality_coef
-cross_norm_coef distillation_coef teacher_update_every teacher_momentum_start teacher_momentum_end teacher_warmup_fraction eval_sets
-eval_batch_size eval_every on_bad_image workers checkpoint_every checkpoint_minutes seed precision device threads out""".split()
+PARAMETERS = """benchmark root model pretrained method epochs batch_size micro_batch_size accumulation_steps lr weight_decay warmup_steps
+label_smoothing orthogonality_coef cross_norm_coef distillation_coef teacher_update_every teacher_momentum_start teacher_momentum_end
+teacher_warmup_fraction eval_sets eval_batch_size eval_every on_bad_image workers checkpoint_every checkpoint_minutes seed report_to
+precision device threads out""".split()
 
 def ids(file): return str(file.relative_to(ROOT))
 
