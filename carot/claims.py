@@ -28,8 +28,8 @@ __all__ = ['SUMS', 'ZS', 'LP', 'FT', 'LPFT', 'FLYP', 'CAROT', 'PLAIN', 'FT_AND_F
            'resample_counts', 'gaps_by_bin', 'first', 'resampled', 'set_seed', 'Side', 'Claim', 'verdict', 'overall',
            'scaled', 'several', 'claims_for', 'joined', 'side_runs', 'command', 'missing', 'predicted_sets', 'Evidence',
            'check_images', 'paired', 'difference', 'test_claim', 'claims_table', 'statements', 'show_effect',
-           'show_row', 'tests_markdown', 'statements_markdown', 'sources', 'in_words', 'write_claims', 'draw_effects',
-           'forest_picture', 'temperature_table', 'with_and_without', 'against', 'against_markdown']
+           'show_row', 'tests_markdown', 'statements_markdown', 'sources', 'to_run', 'in_words', 'write_claims',
+           'draw_effects', 'forest_picture', 'temperature_table', 'with_and_without', 'against', 'against_markdown']
 
 # %% ../nbs/20_claims.ipynb #45fcde60
 def resample_counts(
@@ -365,7 +365,7 @@ def statements(
     groups = table.groupby("claim", sort=False).verdict
     return pd.DataFrame({"tests": groups.size(), "verdict": groups.agg(lambda verdicts: overall(list(verdicts)))}).reset_index()
 
-# %% ../nbs/20_claims.ipynb #effa6323
+# %% ../nbs/20_claims.ipynb #a5ddb24a
 def show_effect(
     row: Any,  # of `claims_table`
     value: float,
@@ -379,7 +379,7 @@ def show_row(
     row: Any,  # of `claims_table`
 ) -> list[str]:  # both values; effect and interval; each seed's effect
     "The numbers of a test as they are printed."
-    if row.verdict == "not run": return ["", "", row.missing]
+    if row.verdict == "not run": return ["", "", ""]
     values = " vs ".join(show_effect(row, value, signed=False) for value in (row.better, row.worse))
     return [values, f"{show_effect(row, row.effect)} [{show_effect(row, row.low)}, {show_effect(row, row.high)}]",
             ", ".join(show_effect(row, value) for value in row.per_seed.values())]
@@ -389,7 +389,7 @@ def tests_markdown(
 ) -> str:
     "Each test with its effect, in Markdown."
     rows = [[i, row.test, *show_row(row), row.verdict] for i, row in enumerate(table.itertuples(), 1)]
-    return markdown(pd.DataFrame(rows, columns=["#", "test", "values", "advantage [95 % interval]", "per seed, or what to run", "verdict"]))
+    return markdown(pd.DataFrame(rows, columns=["#", "test", "values", "advantage [95 % interval]", "per seed", "verdict"]))
 
 def statements_markdown(
     table: pd.DataFrame,  # from `claims_table`
@@ -398,7 +398,7 @@ def statements_markdown(
     numbers = pd.Series(range(1, len(table) + 1), table.claim.to_numpy()).groupby(level=0, sort=False).agg(lambda group: ", ".join(map(str, group)))
     return markdown(statements(table).assign(tests=numbers.to_numpy())[["claim", "verdict", "tests"]])
 
-# %% ../nbs/20_claims.ipynb #46dfdb52
+# %% ../nbs/20_claims.ipynb #ec2d7e9a
 def sources(
     table: pd.DataFrame,  # from `claims_table`
 ) -> str:
@@ -407,6 +407,15 @@ def sources(
     groups = {}
     for i, row in rows: groups.setdefault((row.better_runs, row.worse_runs), []).append(str(i))
     return "\n".join(f"- {', '.join(tests)}: `{better}` against `{worse}`" for (better, worse), tests in groups.items())
+
+def to_run(
+    table: pd.DataFrame,  # from `claims_table`
+) -> str:
+    "What tests that are not run wait for, as a Markdown list; empty if there are none."
+    waiting = {}
+    for i, row in enumerate(table.itertuples(), 1):
+        for what in row.missing.split("; ") if row.missing else []: waiting.setdefault(what, []).append(str(i))
+    return "\n".join(f"- {', '.join(tests)}: {what}" for what, tests in waiting.items())
 
 def in_words(
     table: pd.DataFrame,  # from `claims_table`
@@ -420,7 +429,7 @@ def in_words(
         ("holds", "Holds"), ("does not hold", "Does not hold"), ("undecided", "Undecided"), ("not run", "Not run")] if counts[word]]
     return "\n\n".join(lines)
 
-# %% ../nbs/20_claims.ipynb #1d19a189
+# %% ../nbs/20_claims.ipynb #7e281259
 READING = ("The advantage is that of the side claimed to be better: positive is as claimed; accuracy in points, calibration errors as fractions. "
            "Interval: 95 % over the choice of test images (paired, resampled within each set), given these trained models. "
            "Holds: the interval and every seed are above 0; does not hold: the interval is below 0; a claim needs all of its tests.")
@@ -431,7 +440,8 @@ def write_claims(
     title: str = "Claims",
 ) -> str:  # the Markdown
     "Write claims.tsv (unrounded) and claims.md."
-    text = "\n\n".join([f"# {title}", in_words(table), READING, statements_markdown(table), "## Tests", tests_markdown(table), "## Runs", sources(table)]) + "\n"
+    text = "\n\n".join([f"# {title}", in_words(table), READING, statements_markdown(table), "## Tests", tests_markdown(table), "## Runs", sources(table)])
+    text += (f"\n\n## Not run, waiting for\n\n{to_run(table)}" if to_run(table) else "") + "\n"
     per_seed = table.per_seed.map(lambda found: " ".join(f"{seed}:{value:.6g}" for seed, value in found.items()) if isinstance(found, dict) else "")
     write_atomic(Path(folder)/"claims.tsv", table.assign(per_seed=per_seed).to_csv(sep="\t", index=False))
     write_atomic(Path(folder)/"claims.md", text)
@@ -494,7 +504,7 @@ def with_and_without(
     return pd.DataFrame([{"test": test, f"on {benchmark}": rows.get((benchmark, test), ""), f"on {PLAIN}": text}
                          for (where, test), text in rows.items() if where == PLAIN])
 
-# %% ../nbs/20_claims.ipynb #00815f4a
+# %% ../nbs/20_claims.ipynb #f1f66272
 def against(
     runs: list[RunFiles],  # from `find_runs`
     baseline: str,  # a method
@@ -506,7 +516,7 @@ def against(
     for run in runs:
         if run.state == "complete" and predicted_sets(run): sides.setdefault(run.method, {})[run.seed] = run
     for method in [method for method in METHODS if method in sides and baseline in sides and method != baseline]:
-        pairs = paired(sides[method], sides[baseline])
+        pairs = [pair for pair in paired(sides[method], sides[baseline]) if predicted_sets(pair[1]) == predicted_sets(pair[2])]
         sets = predicted_sets(pairs[0][1]) if pairs else {}
         rows += [{"method": method, "metric": metric, "sets": where, **difference(evidence, pairs, sets[where], metric)}
                  for metric in metrics for where in sets if sets[where]]

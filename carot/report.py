@@ -33,7 +33,7 @@ from .train import METHODS
 
 # %% auto #0
 __all__ = ['COLUMNS', 'AVERAGE', 'NAMES', 'CAPTIONS', 'COEFFICIENT_COLUMNS', 'COEFFICIENTS', 'ALIKE', 'UNLIKE', 'REMARKS',
-           'TOLERANCE', 'PUBLISHED_BATCH', 'LOOK', 'PLACES', 'COVERAGE', 'RunFiles', 'read_run', 'as_settings',
+           'TOLERANCE', 'PUBLISHED_BATCH', 'LOOK', 'PLACES', 'COVERAGE', 'STYLE', 'RunFiles', 'read_run', 'as_settings',
            'matches', 'all_runs', 'find_runs', 'read_metrics', 'collect', 'set_names', 'per_run', 'table', 'cells',
            'leaders', 'markdown', 'text_table', 'markdown_table', 'table_runs', 'html_table', 'in_latex', 'latex',
            'caption', 'write_table', 'coefficient_cells', 'coefficient_runs', 'coefficient_table', 'settings', 'cost',
@@ -253,7 +253,7 @@ def html_table(
     ids = set_names(results, True)
     return text.rename(columns=lambda name: html.escape(f"{name} (ID)" if name in ids else name)).to_html(index=False, escape=False, border=0)
 
-# %% ../nbs/09_report.ipynb #af6d69f6
+# %% ../nbs/09_report.ipynb #39eb22cf
 def in_latex(
     text: Any,
 ) -> str:
@@ -267,7 +267,7 @@ def latex(
 ) -> str:
     "A table in LaTeX."
     texts = frame.map(in_latex).rename(columns=in_latex)
-    return texts.to_latex(index=False, escape=False, caption=in_latex(caption).replace(r"\textbf{", "{") or None, column_format="l" * len(frame.columns))
+    return texts.to_latex(index=False, escape=False, caption=in_latex(caption.replace("**", "")) or None, column_format="l" * len(frame.columns))
 
 # %% ../nbs/09_report.ipynb #64e8e0c4
 CAPTIONS = {
@@ -611,7 +611,7 @@ def result_picture(
     for ax, points in panels.items(): label_points(ax, points)
     return figure
 
-# %% ../nbs/09_report.ipynb #218e2a8e
+# %% ../nbs/09_report.ipynb #c80e362b
 def draw_scatter(
     ax,  # matplotlib axes
     values: pd.DataFrame,  # index: method; columns: ID, shifts; a row per run
@@ -624,7 +624,7 @@ def draw_scatter(
         runs = values.loc[[method]]
         if len(runs) > 1: ax.plot(runs.ID, runs.shifts, marker, color=colour, markersize=3.5, alpha=0.6, linestyle="")
         ax.plot(*means.loc[method], marker, color=colour, markerfacecolor=face, markersize=9, linestyle="")
-        points[NAMES[method]] = *means.loc[method], 0, 0
+        points[NAMES[method]] = *means.loc[method], *(runs - means.loc[method]).abs().max()  # names keep off the small markers' cross
     if "zs" in means.index:
         ax.axvline(means.ID["zs"], color="0.6", linewidth=0.8, linestyle="--", zorder=0); ax.axhline(means.shifts["zs"], color="0.6", linewidth=0.8, linestyle="--", zorder=0)
     ax.margins(0.16); ax.grid(color="0.92"); ax.set_axisbelow(True); ax.spines[["top", "right"]].set_visible(False)
@@ -779,7 +779,11 @@ def training_curves(
     figure.axes[0].set_ylabel("loss")
     return figure
 
-# %% ../nbs/09_report.ipynb #ca7efce1
+# %% ../nbs/09_report.ipynb #81ab828a
+STYLE = """body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem; font: 15px/1.5 sans-serif; } img { max-width: 100%; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; } th, td { padding: 0.2rem 0.7rem; text-align: left; border-bottom: 1px solid #ddd; }
+.anchor-link { display: none; } code { font-size: 0.9em; }"""
+
 def write_html(
     notebook: str | Path,  # executed
 ) -> Path | None:  # None: nbconvert is not installed
@@ -787,5 +791,7 @@ def write_html(
     if not find_spec("nbconvert"): return None
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
-    return write_atomic(Path(notebook).with_suffix(".html"), exporter.from_filename(str(notebook))[0])
+    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    body, title = exporter.from_filename(str(notebook))[0], Path(notebook).stem
+    head = f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>'
+    return write_atomic(Path(notebook).with_suffix(".html"), f"{head}\n<body>\n{body}\n</body></html>\n")

@@ -68,7 +68,7 @@ def test_equal_methods_are_mostly_undecided(tmp_path, metric):
     for trial in range(40):
         for method in ("carot", "ft"): make_run(tmp_path/str(trial), method, n=200, images=trial + 1, sets=["Home", "Near"])
         verdicts.append(outcome(tmp_path/str(trial), metric=metric)["verdict"])
-    assert 40 > verdicts.count("undecided") + 0.5 >= 33.5  # 5 % of 40 are 2 decided ones; 7 or more have a chance below 0.5 %
+    assert verdicts.count("undecided") > 33  # two of 40 would be decided by chance; seven or more have a chance below 0.5 %
 
 
 def test_a_seed_that_disagrees_keeps_a_claim_from_holding(tmp_path):
@@ -241,7 +241,7 @@ def test_written_claims_are_those_computed(comparison):
     again = pd.read_csv(comparison/"claims"/"claims.tsv", sep="\t", keep_default_na=False, na_values={name: [""] for name in ("effect", "low", "high")})
     assert list(again) == claims.ROW and again.verdict.tolist() == table.verdict.tolist() and np.allclose(again.effect, table.effect, equal_nan=True)
     assert not table.benchmark.str.contains("plain").any() and again.per_seed[0].startswith("1:")
-    for row in table.itertuples(): assert row.test in text and (row.verdict != "not run" or row.missing in text)
+    for row in table.itertuples(): assert row.test in text and all(what in text for what in row.missing.split("; "))
     assert set(table.verdict[table.test.str.contains("LP|distillation")]) == {"not run"}
     assert f"{100 * table.effect[0]:+.1f} [{100 * table.low[0]:+.1f}, {100 * table.high[0]:+.1f}]" in text
 
@@ -275,8 +275,11 @@ def test_the_notebook_end_to_end(comparison, monkeypatch, capsys):
     assert all(len(file.read_bytes()) < 300_000 for file in folder.glob("*.png"))
 
 
-def test_without_predictions_the_notebook_writes_nothing(tmp_path, monkeypatch):
+def test_without_predictions_the_notebook_writes_nothing(tmp_path):
     make_run(tmp_path, "ft", 1, keep=False)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="not kept in git"): runs.claims(benchmark="toy", out=".")
+    with pytest.raises(UserError, match="not kept in git"):
+        space = {}
+        for cell in nbformat.read(runs.notebook_path("claims"), 4).cells:  # in this process, which is quicker
+            if cell.cell_type == "code": exec(cell.source, space)
+            if "parameters" in cell.metadata.get("tags", []): space |= {"benchmark": "toy", "out": str(tmp_path)}
     assert not (tmp_path/"toy"/"claims").exists()
