@@ -223,7 +223,7 @@ def test_differences_between_runs_of_one_setting(out):
 def test_cost_is_the_mean_over_runs(out):
     make_run(out, "carot", 3, numbers(0.8, 0.7, 0.5), config={"seconds": {"train": 12.0, "evaluate": 2.0, "total": 15.0}})
     cost = report.cost(report.find_runs(out, "toy"))
-    assert cost.loc["carot"].to_dict() == {"runs": 3, "steps": 30, "pairs per second": 1000, "train (s)": 8, "evaluate (s)": 2, "total (s)": 11}
+    assert cost.loc["carot"].dropna().to_dict() == {"runs": 3, "steps": 30, "pairs per second": 1000, "train (s)": 8, "evaluate (s)": 2, "total (s)": 11}
     assert list(cost.index) == ["zs", "ft", "carot"] and math.isnan(cost.loc["zs", "pairs per second"])
 
 
@@ -286,6 +286,67 @@ def test_published_best():
     assert line.count("**") == 2 * 2 and "**0.0367**" in line and "**0.0699**" in line  # V2 and Sketch; elsewhere others are lower
 
 
+# --- where numbers come from, and other forms of the tables
+
+def test_every_cell_names_its_runs(out):
+    make_run(out, "flyp", 1, numbers(0.9, 0.9, 0.9)); make_run(out, "flyp", 2, numbers(0.9, 0.9, 0.9))
+    file = out/"toy"/"flyp"/"seed=2"/"metrics.tsv"
+    frame = pd.read_csv(file, sep="\t")
+    write_metrics(file.parent, frame[frame.set != "Far"])
+    made, means = report.table_runs(report.collect(out, "toy"), "ece"), report.table(report.collect(out, "toy"), "ece")["mean"]
+    assert list(made) == list(means) and list(made.index) == list(means.index)
+    assert made.loc["flyp"].tolist() == ["flyp/seed=1 flyp/seed=2"] * 2 + ["flyp/seed=1"] * 2 and set(made.loc["lp-ft"]) == {"not run"}
+    page = report.html_table(report.collect(out, "toy"), "ece")
+    assert page.count("<span title=") == len(METHODS) * 4 and '<span title="zs/seed=1"><b>0.0200</b></span>' in page
+
+
+def test_latex_escapes_and_marks_the_best(out):
+    text = report.latex(pd.DataFrame({"a_b": ["**80.0** ± 0.1", "50 %", "–"]}), "**Table & co.** In %.")
+    for part in (r"a\_b", r"\textbf{80.0} $\pm$ 0.1", r"50 \%", "--", r"\caption{Table \& co. In \%.}"): assert part in text, part
+    report.write_table(out/"table2", report.find_runs(out, "toy"), report.collect(out, "toy"), "accuracy")
+    assert r"FT & 3 & \textbf{80.0} $\pm$ 0.0 & 64.0 $\pm$ 4.6 &" in (out/"table2.tex").read_text()
+
+
+def test_coefficients_are_read_off_config(out):
+    assert report.coefficient_table(out, "toy").empty
+    make_run(out, "carot", 1, numbers(0.6, 0.5, 0.4, 0.3), orthogonality_coef=0.0)
+    make_run(out, "carot", 1, numbers(0.7, 0.6, 0.5, 0.2), distillation_coef=3.0)
+    make_run(out, "carot", 1, numbers(0.1, 0.1, 0.1), distillation_coef=0.0, epochs=3)
+    make_run(out, "carot", 1, complete=False, orthogonality_coef=0.0, distillation_coef=3.0)
+    table = report.coefficient_table(out, "toy").set_index(["OC", "SD"])
+    assert list(table.index) == [("0", "1.5"), ("0", "3"), ("0.2", "1.5"), ("0.2", "3")]
+    assert table.loc[("0", "1.5")].tolist() == ["60.0", "45.0", "0.3000", "0.3000", "carot/orthogonality_coef=0,seed=1"]
+    assert table.loc[("0", "3")].tolist() == ["not run"] * 5
+    assert table.loc[("0.2", "1.5"), "accuracy, shifts"] == "60.0 ± 0.0" and table.loc[("0.2", "1.5"), "runs"] == "carot/seed=1 carot/seed=2"
+
+
+def test_peak_memory_is_shown_where_it_was_recorded(out):
+    make_run(out, "carot", 3, numbers(0.8, 0.7, 0.5), config={"peak_memory_mb": 900})
+    shown = report.cost(report.find_runs(out, "toy"))["peak memory (MB)"]
+    assert shown["carot"] == 900 and math.isnan(shown["ft"])
+
+
+# --- risk and coverage
+
+def test_risk_and_coverage_by_hand():
+    rng = np.random.default_rng(0)
+    confidences, correct = rng.permutation(50) / 50, rng.random(50) < 0.7
+    order = np.argsort(-confidences)
+    assert np.allclose(report.risk_coverage(confidences, correct), [1 - correct[order][:k].mean() for k in range(1, 51)])
+    shuffled = rng.permutation(50)
+    assert np.allclose(report.risk_coverage(np.round(confidences, 1), correct), report.risk_coverage(np.round(confidences, 1)[shuffled], correct[shuffled]))
+    assert report.risk_coverage(1.0 * correct, correct).mean() < report.risk_coverage(confidences, correct).mean() < report.risk_coverage(1.0 - correct, correct).mean()
+
+
+def test_what_was_logged_is_recomputed(tmp_path):
+    run = report.read_run(full_run(tmp_path, "ft", 1, 1.5, 1.0))
+    assert report.recomputed(run) < 1e-12 and report.recomputed(report.read_run(make_run(tmp_path, "carot", 1, numbers(0.8, 0.7, 0.6)))) is None
+    frame = pd.read_csv(run.path/"metrics.tsv", sep="\t")
+    frame.loc[(frame.set == "Far") & (frame.metric == "ece"), "value"] += 0.01
+    write_metrics(run.path, frame)
+    assert report.recomputed(run) == pytest.approx(0.01)
+
+
 # --- the notebook
 
 def full_run(out, method, seed, skill, heat, n=100, classes=5, benchmark="toy"):
@@ -310,8 +371,9 @@ def outputs(file):
     return "\n".join(str(o.get("text", "")) + str(o.get("data", {}).get("text/markdown", "")) for cell in cells for o in cell.get("outputs", []))
 
 
-FILES = {"report.ipynb", "table2.md", "table2.tsv", "table3.md", "table3.tsv", "table3_batched.md", "table3_batched.tsv", "cost.tsv", "results.tsv",
-         "result.png", "sets.png", "reliability.png", "training.png"}
+FILES = {"report.ipynb", "report.html", "cost.tsv", "results.tsv", "aurc.tsv", "differences.md", "differences.tsv",
+         *(f"{table}{ending}" for table in ("table2", "table3", "table3_batched") for ending in (".md", ".tex", ".tsv", "_runs.tsv")),
+         *(f"{figure}.{ending}" for figure in ("result", "scatter", "sets", "reliability", "risk_coverage", "training") for ending in ("png", "svg"))}
 
 
 def test_the_notebook_end_to_end(tmp_path, monkeypatch, capsys):
@@ -328,6 +390,10 @@ def test_the_notebook_end_to_end(tmp_path, monkeypatch, capsys):
     assert "Table 2" in printed and "Table 3" in printed and "not run" in printed
     shown = outputs(executed)
     for name in ("table2.md", "table3.md", "table3_batched.md"): assert (folder/name).read_text().strip() in shown, name
+    page = (folder/"report.html").read_text()
+    assert '<span title="carot/seed=1 carot/seed=2">' in page and "import pandas" not in page and not re.search(r"(src|href)=.https?:", page)
+    assert "against FT" in shown and "against FLYP" not in shown and "Not run: CaRot was trained with one pair" in shown
+    assert "from the saved predictions of 6 runs differ from those logged by at most 0." in shown
     assert "Methods without a complete run: FLYP." in shown and "`epochs=3`" in shown and "| unfinished |" in shown and "published figures" not in shown
     results = report.collect("logs", "toy")
     assert np.allclose(pd.read_csv(folder/"results.tsv", sep="\t").value, results.value) and len(results) == 6 * 4 * 8
@@ -338,12 +404,13 @@ def test_the_notebook_end_to_end(tmp_path, monkeypatch, capsys):
 def test_the_notebook_without_predictions_beside_published_figures(tmp_path, monkeypatch):
     for method in ("zs", "carot"): make_run(tmp_path, method, 1, numbers(0.8, 0.7, 0.6), benchmark="imagenet")
     shown = []
-    monkeypatch.setattr("IPython.display.display", lambda markdown: shown.append(markdown.data))
+    monkeypatch.setattr("IPython.display.display", lambda markdown, raw=False: shown.append("" if raw else markdown.data))
     space = {}
     for cell in nbformat.read(runs.notebook_path("report"), 4).cells:  # in this process, which is quicker
         if cell.cell_type == "code": exec(cell.source, space)
         if "parameters" in cell.metadata.get("tags", []): space |= {"benchmark": "imagenet", "out": str(tmp_path)}
     assert not (tmp_path/"imagenet"/"report"/"reliability.png").exists()
+    shown = [text for text in shown if text]
     assert len(shown) == 1 and "62.5" in shown[0] and "not zero-shot" in shown[0] and "as transcribed" in shown[0]
 
 
