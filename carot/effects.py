@@ -128,7 +128,7 @@ def claim(
     verdict = "not run" if math.isnan(value) else "supported" if low > 0 else "contradicted" if high < 0 else "not decided"
     return {"claim": text, "test": test, "effect": show(values, metric), "verdict": verdict, "value": value, "low": low, "high": high}
 
-# %% ../nbs/23_effects.ipynb #8190de47
+# %% ../nbs/23_effects.ipynb #459ea9c4
 def mean_std(
     values: np.ndarray,  # (seeds,), one number a run
     metric: str,
@@ -158,11 +158,11 @@ def save_figure(file: str | Path, figure: Figure) -> bytes:
     return content
 
 def numbers(
-    text: str,  # "0,0.1,0.2"
+    text: str | float,  # "0,0.1,0.2"; papermill makes a number of "0.5"
     kind: Callable = float,
 ) -> list:
     "The numbers in a notebook's parameter."
-    try: found = [kind(part) for part in text.split(",")]
+    try: found = [kind(part) for part in str(text).split(",")]
     except ValueError: raise UserError(f"{text!r} is not a list of numbers such as 0,0.5,1") from None
     if len(set(found)) < len(found): raise UserError(f"{text!r} names a number twice")
     return found
