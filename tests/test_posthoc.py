@@ -1,0 +1,208 @@
+"Interpolation, temperature, the feature spectrum, and effects with intervals: the exported parts behind the ablation notebooks."
+import copy
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from carot.bound import average_ranks, correlation, correlation_interval, image_embeddings, singular_values
+from carot.calibration import accuracy, ece
+from carot.data import UserError
+from carot.effects import claim, explained, interval, marginal_range, numbers, outcomes, resample_counts, reseed
+from carot.evaluate import Predictions, classifier, predict_sets
+from carot.posthoc import in_memory, interpolate, mix, scale_temperature, starting_point, variant_predictions
+from carot.train import FineTuned, linear_head
+
+
+def tokenizer(texts):
+    "one token per letter"
+    rows = [[1, *(2 + ord(c) % 40 for c in t)][:11] + [49407] for t in texts]
+    return torch.tensor([row + [0] * (12 - len(row)) for row in rows])
+
+
+def moved(clip, by=0.05):
+    torch.manual_seed(1)
+    other = copy.deepcopy(clip)
+    with torch.no_grad():
+        for p in other.parameters(): p.add_(by * torch.randn_like(p))
+    return other
+
+
+# interpolation
+
+def test_ends_are_exact_the_middle_is_the_mean_and_nothing_is_changed(tiny_clip):
+    end = moved(tiny_clip)
+    before = [copy.deepcopy(m.state_dict()) for m in (tiny_clip, end)]
+    half = mix(tiny_clip, end, 0.5).state_dict()
+    for alpha, state in ((0.0, before[0]), (1.0, before[1])):
+        assert all(torch.equal(v, state[k]) for k, v in mix(tiny_clip, end, alpha).state_dict().items())
+    for k, v in half.items():
+        if v.is_floating_point() and v.isfinite().all(): torch.testing.assert_close(v, (before[0][k] + before[1][k]) / 2)
+    assert all(torch.equal(v, old[k]) for m, old in zip((tiny_clip, end), before) for k, v in m.state_dict().items())
+    s = mix(tiny_clip, end, 0.25).logit_scale
+    assert math.isclose(s.item(), 0.75 * tiny_clip.logit_scale.item() + 0.25 * end.logit_scale.item(), rel_tol=1e-6)
+
+
+def test_an_attention_mask_of_minus_infinity_stays_what_it_is(tiny_clip):
+    mask = tiny_clip.attn_mask
+    assert torch.isinf(mask).any() and torch.equal(mix(tiny_clip, moved(tiny_clip), 0.3).attn_mask, mask)
+
+
+def test_counts_in_buffers_are_not_averaged():
+    start, end = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    end.num_batches_tracked.fill_(7); end.running_mean.fill_(2.0)
+    mixed = mix(start, end, 0.5)
+    assert mixed.num_batches_tracked == 7 and mixed.running_mean.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("headed", [False, True])
+def test_alpha_zero_classifies_as_zero_shot(tiny_clip, toy, headed):
+    trained = FineTuned(moved(tiny_clip), linear_head(torch.randn(4, 16), torch.randn(4)) if headed else None)
+    start = starting_point(tiny_clip, tokenizer, toy, trained)
+    zero, ours, end = (predict_sets(classifier(m, tokenizer, toy), toy) for m in (FineTuned(tiny_clip), interpolate(start, trained, 0), trained))
+    for name in zero: torch.testing.assert_close(ours[name].logits, zero[name].logits, atol=1e-4, rtol=1e-4)
+    last = predict_sets(classifier(interpolate(start, trained, 1), tokenizer, toy), toy)
+    assert all(torch.equal(last[name].logits, end[name].logits) for name in end) and not torch.allclose(end["Toy"].logits, zero["Toy"].logits, atol=0.1)
+
+
+def test_what_cannot_be_interpolated(tiny_clip, toy):
+    with pytest.raises(UserError, match="not normalised"):
+        starting_point(tiny_clip, tokenizer, toy, FineTuned(tiny_clip, linear_head(torch.zeros(4, 16)), normalized=False))
+    with pytest.raises(UserError, match="differ in architecture"): mix(nn.Linear(2, 2), nn.Linear(2, 2, bias=False), 0.5)
+    for alpha in (-0.1, 1.01, math.nan):
+        with pytest.raises(UserError, match="between 0"): interpolate(FineTuned(tiny_clip), FineTuned(tiny_clip), alpha)
+
+
+def test_images_in_memory_give_the_same_predictions(tiny_clip, toy):
+    model = classifier(FineTuned(tiny_clip), tokenizer, toy)
+    a, b = predict_sets(model, toy), predict_sets(model, in_memory(toy))
+    assert a.keys() == b.keys() and all(torch.equal(a[k].logits, b[k].logits) and torch.equal(a[k].labels, b[k].labels) and a[k].id == b[k].id for k in a)
+    assert a["ToyTwo"].logits.shape[1] == 2  # projected to the set's own classes
+
+
+def test_variants_are_made_once_and_completed_if_one_set_is_gone(tiny_clip, toy, tmp_path):
+    calls = []
+    def make(): calls.append(1); return classifier(FineTuned(tiny_clip), tokenizer, toy)
+    first = variant_predictions(tmp_path, "teacher", make, toy)
+    again = variant_predictions(tmp_path, "teacher", make, toy)
+    assert calls == [1] and all(torch.equal(first[k].logits, again[k].logits) for k in first)
+    (tmp_path/"posthoc"/"teacher"/"predictions"/"Toy.safetensors").unlink()
+    assert torch.equal(variant_predictions(tmp_path, "teacher", make, toy)["Toy"].logits, first["Toy"].logits) and calls == [1, 1]
+    variant_predictions(tmp_path, "alpha=0.5", make, toy)
+    assert calls == [1, 1, 1]
+
+
+# effects
+
+def run(heat, seed=0, n=400, hardness=0.0, sets=("Clean", "Noise", "Dark")):
+    found = {}
+    for k, name in enumerate([*sets, "val"]):
+        rng, labels = np.random.default_rng(k), np.arange(n) % 5
+        logits = rng.normal(size=(n, 5)) + np.random.default_rng(100 + seed).normal(0, 0.1, 5)
+        logits[np.arange(n), labels] += 2 - 0.6 * k - hardness
+        found[name] = Predictions(torch.tensor(heat * logits), torch.tensor(labels), name in ("Clean", "val"))
+    return found
+
+
+def test_outcomes_are_the_metrics_and_equal_runs_never_differ():
+    values = outcomes([run(1.0), run(1.0), run(2.0), None], n=50)
+    for (metric, where), v in values.items():
+        sets = [run(1.0)[name] for name in (("Clean",) if where == "ID" else ("Noise", "Dark"))]
+        assert math.isclose(v[0, 0], np.mean([{"accuracy": accuracy, "ece": ece}[metric](p.probs, p.labels) for p in sets]), rel_tol=1e-12)
+        assert np.array_equal(v[0], v[1]) and np.isnan(v[3]).all() and len(set(v[0])) > 20
+    assert np.array_equal(values["accuracy", "ID"][0], values["accuracy", "ID"][2])  # heat changes no prediction, on no resample
+    with pytest.raises(UserError, match="different images in Clean"): outcomes([run(1.0), run(1.0, n=300)], n=5)
+
+
+def test_sets_are_resampled_independently():
+    a, b = resample_counts(100, 5, name="A"), resample_counts(100, 5, name="B")
+    assert not np.array_equal(a[1:], b[1:]) and np.array_equal(a, resample_counts(100, 5, name="A")) and (a.sum(1) == 100).all()
+
+
+def test_seeds_are_drawn_alike_for_all_settings():
+    values = np.random.default_rng(0).normal(size=(2, 3, 4, 201))
+    values[1] = values[0] + 1
+    drawn = reseed(values)
+    assert np.allclose(drawn[1] - drawn[0], 1) and np.array_equal(drawn[..., 0], values[..., 0])
+    assert interval((drawn[1] - drawn[0]).mean((0, 1))) == pytest.approx((1, 1, 1))
+    constant = np.repeat(np.arange(4.0)[:, None], 201, 1)
+    assert reseed(constant).mean(0)[1:].std() > 0.3
+
+
+def test_shares_of_variance_against_the_definition():
+    y = np.random.default_rng(1).normal(size=(3, 4, 2, 1))
+    y[1] += 2
+    a, b, cell, grand = y.mean((1, 2)), y.mean((0, 2)), y.mean(2), y.mean()
+    total = ((y - grand)**2).sum()
+    expected = {"first": sum(8 * (a[i, 0] - grand)**2 for i in range(3)), "second": sum(6 * (b[j, 0] - grand)**2 for j in range(4)),
+                "interaction": sum(2 * (cell[i, j, 0] - a[i, 0] - b[j, 0] + grand)**2 for i in range(3) for j in range(4)),
+                "seeds": sum((y[i, j, k, 0] - cell[i, j, 0])**2 for i in range(3) for j in range(4) for k in range(2))}
+    assert {k: v[0] for k, v in explained(y).items()} == pytest.approx({k: v / total for k, v in expected.items()})
+    assert sum(expected.values()) == pytest.approx(total) and marginal_range(y, 0)[0] == pytest.approx(np.ptp(a))
+
+
+def test_a_missing_run_is_seen_in_everything_computed_from_it():
+    values = np.ones((2, 2, 3, 51)) + np.random.default_rng(0).normal(size=(2, 2, 3, 51))
+    values[0, 1, 2] = np.nan
+    assert claim("", "", marginal_range(reseed(values), 1), "ece")["verdict"] == "not run"
+    assert all(np.isnan(v).all() for v in explained(values).values())
+
+
+def test_intervals_cover():
+    "of a known difference, in about 95 % of repetitions, when many seeds are there to draw from"
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(200):
+        values = np.repeat(rng.normal(0.3, 1, (40, 1)), 301, 1)
+        _, low, high = interval(reseed(values, seed=int(rng.integers(1e9))).mean(0))
+        hits += low <= 0.3 <= high
+    assert 178 <= hits <= 199
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "1,1", "0.5,0.50"])
+def test_lists_of_numbers(text):
+    with pytest.raises(UserError): numbers(text)
+
+
+# the bound
+
+def test_singular_values_do_not_depend_on_rotation_and_standardised_ones_not_on_scale():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6)) + 5
+    rotation = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    assert np.allclose(singular_values(x), singular_values(x @ rotation)) and np.allclose(singular_values(x), singular_values(x - 7))
+    assert np.allclose(singular_values(x, True), singular_values(x * [1, 10, 0.1, 3, 1e3, 1], True))
+    assert not np.allclose(singular_values(x), singular_values(2 * x)) and (np.diff(singular_values(x)) <= 0).all()
+    twin = np.column_stack([x, x[:, 0]])
+    assert singular_values(twin)[-1] < 1e-12
+    for bad in (x[:6], x * np.nan, x[0]):
+        with pytest.raises(UserError): singular_values(bad)
+
+
+def test_embeddings_are_of_unit_length_and_in_order(tiny_clip, toy):
+    features = image_embeddings(tiny_clip, toy.val, batch_size=5)
+    assert features.shape == (12, 16) and torch.allclose(features.norm(dim=1), torch.ones(12), atol=1e-5)
+    assert torch.allclose(features[3], image_embeddings(tiny_clip, torch.utils.data.Subset(toy.val, [3]))[0], atol=1e-6)
+
+
+def test_correlations_against_pandas():
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=30), rng.integers(0, 5, 30)
+    assert correlation(x, y) == pytest.approx(pd.Series(x).corr(pd.Series(y)))
+    assert average_ranks(y).tolist() == (pd.Series(y).rank() - 1).tolist()
+    assert correlation(x, y, ranks=True) == pytest.approx(pd.Series(x).rank().corr(pd.Series(y).rank()))
+    low, high = correlation_interval(x, x + rng.normal(0, 0.1, 30), range(30))
+    assert 0.9 < low < high <= 1 and all(map(math.isnan, correlation_interval(x, y, np.arange(30) % 4)))
+
+
+# temperature
+
+def test_temperature_is_fitted_on_val_alone():
+    predictions = run(3.0)
+    predictions["Noise"].logits[:] *= 10  # a shift's own heat must not matter
+    scaled = scale_temperature(predictions)
+    factors = {name: float((predictions[name].logits / p.logits).mean()) for name, p in scaled.items()}
+    assert len({round(f, 8) for f in factors.values()}) == 1 and all(scaled[k].id == predictions[k].id for k in scaled)
+    with pytest.raises(UserError, match="which are not there"): scale_temperature({"Clean": predictions["Clean"]})
