@@ -42,6 +42,7 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require={
         "handwriting": cfg["handwriting_requirements"].split(),
+        "ray": cfg["ray_requirements"].split(),
         "dev": cfg["dev_requirements"].split(),
     },
     entry_points={"console_scripts": [cfg["console_scripts"]]},
