@@ -148,7 +148,7 @@ def number(
     try: return kind(text) if kind in (int, float) else text
     except ValueError: return text
 
-# %% ../nbs/10_cli.ipynb #01fb2ce4
+# %% ../nbs/10_cli.ipynb #f55b2f34
 def reproduce(found):
     "Makes the runs of the comparison that are missing, each in a process of its own, then the report."
     from carot.runs import reproduce
@@ -158,10 +158,10 @@ def reproduce(found):
 
 def run(found):
     "Makes one run, or goes on with an interrupted one."
-    from carot.runs import check_before_training, is_main_process, is_one_of_many, job_for, notebook_path, run, run_all, summary
+    from carot.runs import asked, check_before_training, is_main_process, is_one_of_many, job_for, notebook_path, run, run_all, summary
 
     preflight, notebook = not found.pop("no_preflight", False), found.pop("notebook", None) or notebook_path("fine_tune")
-    job = job_for(found)
+    job = job_for(asked(found, notebook))
     if preflight: check_before_training(notebook, [job])
     if is_one_of_many():  # a process of its own already
         run(notebook, **job.given)

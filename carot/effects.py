@@ -116,7 +116,7 @@ def explained(
     total = ((values - grand)**2).sum((0, 1, 2))
     return {name: square / np.where(total > 0, total, np.nan) for name, square in squares.items()}
 
-# %% ../nbs/24_effects.ipynb #28529812
+# %% ../nbs/24_effects.ipynb #957ec190
 def claim(
     text: str,  # what is claimed
     test: str,  # the number that is positive if it is right
@@ -125,7 +125,7 @@ def claim(
 ) -> dict[str, str | float]:  # a row of a claims table
     "A claim with effect, interval and verdict."
     value, low, high = interval(values)
-    verdict = "not run" if math.isnan(value) else "supported" if low > 0 else "contradicted" if high < 0 else "not decided"
+    verdict = "not run" if math.isnan(value) else "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
     return {"claim": text, "test": test, "effect": show(values, metric), "verdict": verdict, "value": value, "low": low, "high": high}
 
 # %% ../nbs/24_effects.ipynb #459ea9c4

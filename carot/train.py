@@ -36,8 +36,8 @@ from .losses import carot_loss, contrastive_logits, is_teacher_update, teacher_m
 # %% auto #0
 __all__ = ['METHODS', 'COLUMNS', 'TRACKERS', 'ContrastiveObjective', 'HeadObjective', 'linear_head', 'learning_rate',
            'count_steps', 'StepLog', 'Progress', 'tracking', 'make_accelerator', 'Teacher', 'train_step',
-           'check_finite', 'recall_skipped', 'note_skipped', 'everybodys', 'make_cut', 'train', 'fresh_head',
-           'make_objective', 'FineTuned', 'load_finetuned', 'fine_tune']
+           'check_finite', 'recall_skipped', 'note_skipped', 'everybodys', 'make_cut', 'make_loader', 'train',
+           'fresh_head', 'make_objective', 'FineTuned', 'load_finetuned', 'fine_tune']
 
 # %% ../nbs/05_train.ipynb #c85ac2fa
 METHODS = {
@@ -311,7 +311,22 @@ def make_cut(
     accelerator.print(f"micro_batch_size=auto: {found or 'all'} images at once in a process")
     return replace(cut, micro_batch_size=found)
 
-# %% ../nbs/05_train.ipynb #d0c01251
+# %% ../nbs/05_train.ipynb #da6fdef1
+def make_loader(
+    captioned: CaptionedImages,
+    cut: Cut,  # what of each batch this process loads
+    batch_size: int,
+    seed: int,
+    epoch: int,  # counted from 0
+    start: int,  # batches of the epoch that were trained on before an interruption
+    workers: int,
+    device: torch.device,
+) -> DataLoader:  # of images, captions, labels, indices
+    "This process's part of the rest of an epoch."
+    batches = ProcessBatches(EpochBatches(len(captioned), batch_size, seed, epoch, start), cut)
+    return DataLoader(captioned, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda", worker_init_fn=outlive_signals)
+
+# %% ../nbs/05_train.ipynb #b741c8f3
 @stoppable
 def train(
     objective: nn.Module,
@@ -357,8 +372,7 @@ def train(
     if step and step % per_epoch == 0 and on_epoch: on_epoch(step // per_epoch, log.rows)  # it may have been killed in the middle of this
     rhythm = Rhythm(checkpoint_every, checkpoint_minutes)
     for epoch in range(step // per_epoch, epochs):
-        batches = ProcessBatches(EpochBatches(len(captioned), batch_size, seed, epoch, step % per_epoch), cut)
-        loader = DataLoader(captioned, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda", worker_init_fn=outlive_signals)
+        loader = make_loader(captioned, cut, batch_size, seed, epoch, step % per_epoch, workers, device)
         objective.train()
         began = time.perf_counter()
         for images, captions, labels, indices in stop.watch(loader):

@@ -68,7 +68,7 @@ def test_table4_finds_the_planted_effect(given, tmp_path):
     expected = [np.mean([accuracy(p.probs, p.labels) for k, p in load_predictions(jobs[0.2, 1.5, seed].path).items() if k in ("night", "fog")]) for seed in (1, 2)]
     assert row["shifts accuracy"] == pytest.approx(np.mean(expected)) and row["shifts accuracy std"] == pytest.approx(np.std(expected, ddof=1))
     assert row["run"] == "carot/model=glyphs,seed=*"
-    assert set(found["claims"].verdict) == {"supported"}
+    assert set(found["claims"].verdict) == {"holds"}
     effect = found["effects"].set_index(["outcome", "factor"]).share["shifts accuracy"]
     assert effect["SD"] > 0.9 > 0.1 > effect["OC"] and effect.sum() == pytest.approx(1)
     text = runs.job_for(given).path.parents[1]/"table4_coefficients"/"table4.md"

@@ -268,7 +268,7 @@ def test_weights_memory_and_disk(tmp_path, tiny, monkeypatch):
     assert code == 2 and [line.split(": ")[2] for line in err.splitlines()] == ["memory", "disk"]
     def too_large(*_): raise torch.OutOfMemoryError("CUDA out of memory")
     monkeypatch.setattr(check, "time_step", too_large)
-    assert "lower batch_size" in carot(*words, "--model", tiny)[2]
+    assert "lower micro_batch_size, or give auto" in carot(*words, "--model", tiny)[2]
 
 
 def test_activations_are_counted(tiny):
@@ -317,7 +317,7 @@ def test_preflight(tree, tmp_path, monkeypatch):
     zero_shot, = logs.rglob("metrics.tsv")
     assert zero_shot.parts[-3] == "zs" and not list(logs.rglob("ft"))
     made = []
-    monkeypatch.setattr(runs, "run_all", lambda notebook, jobs, at_once: made.extend(map(str, jobs)) or 0)
+    monkeypatch.setattr(runs, "run_all", lambda notebook, jobs, at_once, timeout=None: made.extend(map(str, jobs)) or 0)
     assert reproduce(eval_sets=sets, preflight=False) == 0 and len(made) == 1 and made[0].startswith("ft")
     zero_shot.write_text(zero_shot.read_text().replace(str(published["ObjectNet"] - 0.016), str(published["ObjectNet"] - 0.014)))
     assert reproduce(eval_sets=sets, lr=1e-4) == 0 and [name[:2] for name in made] == ["ft", "zs", "ft"]

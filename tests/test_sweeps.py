@@ -1,0 +1,137 @@
+"Sweeps under faults: a run that crashes, one that hangs, the whole killed; the same through Ray and Slurm."
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+
+from carot.data import UserError
+from carot.sweeps import load_sweep, sweep
+from test_runs import tree, wait, write_notebook
+
+PARAMETERS = """\
+method: str = "ft"  # zs, lp, ft, lp-ft, flyp or carot
+lr: float = None  # peak learning rate
+epochs: int = None  # passes over the training set
+seed: int = 1  # of everything random
+out: str = None  # folder of all results"""
+RUN = """\
+import math, time
+from carot.data import write_atomic
+from carot.runs import open_run, resolve
+run = open_run(*resolve(dict(method=method, lr=lr, epochs=epochs, seed=seed, out=out)), steps=10)
+print("this is", run.path.name)
+if (lr, epochs) == (0.1, 1): raise ArithmeticError("the loss is not finite")
+if (lr, epochs) == (0.2, 2): time.sleep(3600)
+rows = [(name, id, 100, "accuracy", 0.8 - lr - 0.2 * (not id) + 0.01 * epochs) for name, id in [("Test", True), ("Dark", False)]]
+if not run.complete:
+    write_atomic(run.path/"metrics.tsv", "".join("\\t".join(map(str, row)) + "\\n" for row in [("set", "id", "n", "metric", "value"), *rows]))
+    run.finish(seconds={"total": 0.1})"""
+GRID = "lr=0.1,0.2,0.3,0.4;epochs=1,2,3"
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return write_notebook(tmp_path/"run.ipynb", PARAMETERS, RUN)
+
+
+def command(*words):
+    return subprocess.Popen([sys.executable, "-m", "carot.cli", "sweep", "run.ipynb", "--out", "logs", "--name", "rates", *words], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+
+def test_twelve_runs_a_crash_a_hang_and_a_kill(notebook, tmp_path):
+    "Ends with ten results and two named failures, and makes nothing twice."
+    process = command("--grid", GRID, "--jobs", "4", "--timeout", "0.3")
+    complete = lambda: [run for run in (tmp_path/"logs"/"glyphs"/"ft").glob("*") if (run/"metrics.tsv").exists()]
+    assert wait(lambda: len(complete()) >= 3, 90)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    assert started and wait(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in started), 20)
+    before = {file: file.stat().st_mtime_ns for run in complete() for file in run.glob("metrics.tsv")}
+    assert 3 <= len(before) < 12
+
+    process = command("--grid", GRID, "--jobs", "4", "--timeout", "0.3")
+    out, err = process.communicate(timeout=150)
+    assert process.returncode == 1 and "10 of 12 runs are complete; 2 failed" in out and out.count("(was there)") >= len(before) - 4
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    folder = tmp_path/"logs"/"glyphs"/"sweeps"/"rates"
+    results, failures = load_sweep(folder), pd.read_csv(folder/"failures.tsv", sep="\t").sort_values("lr")
+    assert results.run.nunique() == 10 and len(results) == 20
+    assert all(abs(row.value - (0.8 - row.lr - 0.2 * (not row.id) + 0.01 * row.epochs)) < 1e-9 for row in results.itertuples())
+    assert failures[["lr", "epochs"]].values.tolist() == [[0.1, 1], [0.2, 2]]
+    assert failures.error.tolist()[1] == "stopped after 0.3 minutes, its timeout" and "the loss is not finite" in failures.error.tolist()[0]
+    for row in failures.itertuples():
+        log = (tmp_path/row.log).read_text()
+        assert f"this is {os.path.basename(row.run)}" in log and row.error in err
+    assert "ArithmeticError: the loss is not finite" in err.replace("  | ", "")
+    pd.testing.assert_frame_equal(pd.read_csv(folder/"results.tsv", sep="\t", float_precision="round_trip"), results, check_dtype=False)
+
+
+def test_ctrl_c_keeps_what_is_done(notebook, tmp_path):
+    process = command("--grid", "lr=0.2;epochs=1,2,3", "--jobs", "1")
+    hanging = tmp_path/"logs"/"glyphs"/"sweeps"/"rates"/"logs"/"ft,epochs=2,lr=0.2,seed=1.log"
+    assert wait(lambda: hanging.exists() and "this is" in hanging.read_text(), 60)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75 and "1 of 3 runs are complete" in out and "Traceback" not in err
+    assert load_sweep(tmp_path/"logs"/"glyphs"/"sweeps"/"rates").epochs.unique().tolist() == [1]
+    process = command("--grid", "lr=0.2;epochs=1,3", "--jobs", "2")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and out.count("(was there)") == 1 and "2 of 2 runs are complete" in out and err == ""
+
+
+def test_slurm_script_makes_the_runs(notebook, tmp_path, capsys):
+    sweep("run.ipynb", "lr=0.3,0.4;epochs=1", engine="slurm", out="logs", name="rates", timeout=2)
+    script = capsys.readouterr().out
+    assert "#SBATCH --array=0-1\n" in script and "#SBATCH --time=2\n" in script and subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    done = subprocess.run(["bash"], input=script, text=True, env=dict(os.environ, SLURM_ARRAY_TASK_ID="1"), capture_output=True)
+    assert done.returncode == 0 and "logs/glyphs/ft/epochs=1,lr=0.4,seed=1" in done.stdout
+    sweep("run.ipynb", "lr=0.3,0.4;epochs=1", engine="slurm", out="logs", name="rates")
+    assert "#SBATCH --array=0-0\n" in capsys.readouterr().out
+
+
+def test_through_ray_as_locally(notebook, tmp_path, monkeypatch, capfd):
+    "Two nodes of one processor; the same table, the same failure."
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+    grid = "lr=0.1,0.3;epochs=1,3"
+    local = sweep("run.ipynb", grid, jobs=2, out="local", name="rates")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(os.path.dirname(os.path.dirname(sys.modules["carot"].__file__))), os.environ.get("PYTHONPATH", "")]))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        far = sweep("run.ipynb", grid, engine="ray", out="far", name="rates")
+    finally: cluster.shutdown()
+    assert local.code == far.code == 1
+    columns = [name for name in local.results if name not in ("run", "out")]
+    pd.testing.assert_frame_equal(local.results[columns], far.results[columns])
+    assert len(far.failures) == 1 and far.failures.error.tolist() == local.failures.error.tolist()
+    assert [run.replace("far/", "local/", 1) for run in far.results.run] == local.results.run.tolist()
+
+
+@pytest.mark.parametrize("given, words", [
+    (dict(grid="lrr=1"), "unknown parameter 'lrr' (did you mean 'lr'?)"), (dict(grid="lr=0.1;lr=0.2"), "lr is in the grid twice"),
+    (dict(engine="sge"), "unknown engine 'sge'"), (dict(jobs=0), "jobs must be at least 1"), (dict(timeout=0), "timeout must be more than 0"),
+    (dict(gpus=1.0), "leave gpus out"), (dict(engine="ray", jobs=2), "leave jobs out"), (dict(engine="slurm", gpus=0.5), "whole GPUs"),
+    (dict(notebook="nowhere.ipynb"), "there is no notebook 'nowhere.ipynb'"), (dict(out="run.ipynb"), "is a file")])
+def test_wrong_sweeps_are_one_line_and_leave_nothing(notebook, tmp_path, given, words):
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match=re.escape(words)) as error: sweep(**{"notebook": "run.ipynb", "grid": "lr=0.1"} | given)
+    assert "\n" not in str(error.value) and tree(tmp_path) == before
+
+
+def test_ray_without_a_cluster_says_how_to_start_one(notebook, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match="ray start --head"): sweep("run.ipynb", "lr=0.3", engine="ray", out="logs")
