@@ -41,14 +41,14 @@ except ImportError: fcntl = resource = None  # Windows
 
 # %% auto #0
 __all__ = ['TYPES', 'PAPER', 'METHOD_DEFAULTS', 'TRAINING', 'CAROT_ONLY', 'AT_LEAST_ONE', 'FRACTIONS', 'NO_EFFECT', 'NOT_NAMED',
-           'notebook_path', 'parameters', 'convert', 'check_parameters', 'asked', 'ignored', 'devices', 'check_values',
-           'without_slash', 'resolve', 'check_writable', 'spell', 'digest', 'run_name', 'run_directory', 'lock',
-           'is_main_process', 'is_one_of_many', 'versions', 'git_commit', 'hardware', 'peak_memory_mb', 'read_config',
-           'check_same', 'Run', 'open_run', 'follow_parent', 'kernel_manager', 'tidy', 'execute_notebook',
-           'repeat_warnings', 'run', 'is_done', 'Job', 'job_for', 'is_complete', 'plan', 'summary', 'command_of',
-           'log_path', 'open_log', 'share', 'start', 'child', 'said', 'failure', 'end_runs', 'progress', 'Screen',
-           'default_jobs', 'run_all', 'stop_runs', 'tell_end', 'make_runs', 'check_before_training', 'page', 'report',
-           'claims', 'reproduce', 'sweep']
+           'KEPT', 'notebook_path', 'parameters', 'convert', 'check_parameters', 'asked', 'ignored', 'devices',
+           'check_values', 'without_slash', 'resolve', 'check_writable', 'spell', 'digest', 'run_name', 'run_directory',
+           'lock', 'is_main_process', 'is_one_of_many', 'versions', 'git_commit', 'hardware', 'peak_memory_mb',
+           'read_config', 'check_same', 'is_here', 'Run', 'open_run', 'follow_parent', 'kernel_manager', 'tidy',
+           'execute_notebook', 'repeat_warnings', 'run', 'is_done', 'Job', 'job_for', 'is_complete', 'plan', 'summary',
+           'command_of', 'log_path', 'open_log', 'share', 'start', 'child', 'said', 'failure', 'end_runs', 'progress',
+           'Screen', 'default_jobs', 'run_all', 'stop_runs', 'tell_end', 'make_runs', 'check_before_training', 'page',
+           'report', 'claims', 'reproduce', 'sweep']
 
 # %% ../nbs/08_runs.ipynb #5740dcff
 def notebook_path(
@@ -340,7 +340,18 @@ def check_same(
     if other: raise UserError(f"{path} holds a run with other parameters: {', '.join(other)}; remove it or choose another out")
     return config
 
-# %% ../nbs/08_runs.ipynb #2dbb72fb
+# %% ../nbs/08_runs.ipynb #cf69371a
+KEPT = ("predictions", "student", "teacher")  # folders that git does not keep
+
+def is_here(
+    path: Path,  # directory of a run
+    config: dict[str, Any],  # what its config.json says
+) -> bool:
+    "Whether what a complete run left is still there, or its record only."
+    kept = config.get("kept")
+    return not kept or any((path/name).is_dir() for name in kept)
+
+# %% ../nbs/08_runs.ipynb #444aa12c
 @dataclass
 class Run:
     "A run's directory while its notebook works in it."
@@ -352,7 +363,7 @@ class Run:
     @property
     def complete(self) -> bool:
         "Whether there is nothing left to do."
-        return self.config.get("complete", False)
+        return self.config.get("complete", False) and is_here(self.path, self.config)
 
     @property
     def writes(self) -> bool:
@@ -366,12 +377,12 @@ class Run:
 
     def finish(self, **facts) -> None:
         "Marks the run complete, adds last facts (seconds, rates), drops the checkpoints and gives the lock back."
-        self.save(**facts, complete=True)
+        self.save(**facts, complete=True, kept=[name for name in KEPT if (self.path/name).is_dir()])
         if is_main_process(): rmtree(self.path/"checkpoints", ignore_errors=True)
         if self.handle is not None: os.close(self.handle)
         self.handle = None
 
-# %% ../nbs/08_runs.ipynb #6c46491e
+# %% ../nbs/08_runs.ipynb #e3df849e
 def open_run(
     parameters: dict[str, Any],  # as from `resolve`
     defaults: dict[str, Any],
@@ -380,7 +391,8 @@ def open_run(
     "Makes or reopens the directory of a run and locks it, unless it is complete."
     path = run_directory(parameters, defaults)
     config = check_same(path, parameters)
-    if config.get("complete") or not is_main_process(): return Run(path, parameters, config)
+    run = Run(path, parameters, config)
+    if run.complete or not is_main_process(): return run
     path.mkdir(parents=True, exist_ok=True)
     handle = lock(path)
     for part in path.rglob(".*.????????"): part.unlink()  # of `write_atomic`
@@ -388,7 +400,7 @@ def open_run(
     run = Run(path, parameters, config, handle)
     if run.complete: return run
     asked = {k: v for k, v in parameters.items() if v != defaults.get(k)}
-    started = config.get("started") or datetime.now().astimezone().isoformat(timespec="seconds")
+    started = not config.get("complete") and config.get("started") or datetime.now().astimezone().isoformat(timespec="seconds")
     run.save(parameters=parameters, asked=asked, complete=False, started=started,
              versions=versions(), git=git_commit(), hardware=hardware(), **facts)
     return run
@@ -494,7 +506,7 @@ def repeat_warnings(
         for line in output.get("text", "").splitlines():
             if line.startswith(WARNING): print(line, file=sys.stderr)
 
-# %% ../nbs/08_runs.ipynb #2beb3898
+# %% ../nbs/08_runs.ipynb #57f7e319
 def run(
     notebook: str | Path | None = None,  # None: carot's own `fine_tune`
     echo: bool = False,  # print what its cells print, when they do
@@ -514,7 +526,8 @@ def is_done(
     parameters: dict[str, Any],  # as from `resolve`
 ) -> bool:
     "Whether the run is complete and its executed notebook in place."
-    return check_same(path, parameters).get("complete", False) and (path/"run.ipynb").exists()
+    config = check_same(path, parameters)
+    return config.get("complete", False) and is_here(path, config) and (path/"run.ipynb").exists()
 
 # %% ../nbs/08_runs.ipynb #dfa4df5f
 @dataclass

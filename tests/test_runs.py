@@ -42,11 +42,12 @@ def write_notebook(path, *cells):
     return path
 
 
+KINDS = {k: "str" if v is None else type(v).__name__ for k, v in runs.PAPER.items()}
+PARAMETERS_OF_ALL = "\n".join(f"{name}: {kind} = None  # what {name} is" for name, kind in KINDS.items())
+
 def standin(path):
     "A run notebook with all parameters, which trains nothing and fails in many ways."
-    kinds = {k: "str" if v is None else type(v).__name__ for k, v in runs.PAPER.items()}
-    cell = "\n".join(f"{name}: {kind} = None  # what {name} is" for name, kind in kinds.items())
-    return write_notebook(path, cell, RUN.replace("NAMES", repr(list(kinds))).replace("METRICS", repr(METRICS)))
+    return write_notebook(path, PARAMETERS_OF_ALL, RUN.replace("NAMES", repr(list(KINDS))).replace("METRICS", repr(METRICS)))
 
 
 def standin_report(path):
@@ -240,3 +241,23 @@ def test_the_notebook_has_the_parameters_and_cleaning_keeps_their_tag(tmp_path):
     nbformat.write(copy, tmp_path/"fine_tune.ipynb")
     subprocess.run([Path(sys.executable).with_name("nbdev_clean"), "--fname", tmp_path/"fine_tune.ipynb"], cwd=path.parent, check=True)
     assert "dirt" not in (tmp_path/"fine_tune.ipynb").read_text() and runs.parameters(tmp_path/"fine_tune.ipynb") == found
+
+
+def test_a_record_is_made_again(tmp_path, monkeypatch):
+    "Figures without predictions and weights, as a clone has them, are no reason not to run; with one of them left they are."
+    monkeypatch.chdir(tmp_path)
+    cells = [PARAMETERS_OF_ALL, RUN.replace("NAMES", repr(list(runs.PAPER))).replace("METRICS", repr(METRICS))
+             .replace("    run.finish", "    (run.path/'predictions').mkdir(); (run.path/'student').mkdir()\n    run.finish")]
+    notebook = write_notebook(tmp_path/"run.ipynb", *cells)
+    path = runs.run(notebook, method="ft", out="logs")
+    first = json.loads((path/"config.json").read_text())
+    assert first["kept"] == ["predictions", "student"]
+    made = (path/"run.ipynb").stat().st_mtime_ns
+    (path/"predictions").rmdir()
+    runs.run(notebook, method="ft", out="logs")
+    assert (path/"run.ipynb").stat().st_mtime_ns == made
+    (path/"student").rmdir()
+    runs.run(notebook, method="ft", out="logs")
+    second = json.loads((path/"config.json").read_text())
+    assert (path/"run.ipynb").stat().st_mtime_ns > made and (path/"predictions").is_dir() and second["started"] != first["started"]
+    assert {k: v for k, v in first.items() if k not in ("started",)} == {k: v for k, v in second.items() if k not in ("started",)}

@@ -50,7 +50,7 @@ def command(*words):
 
 def test_twelve_runs_a_crash_a_hang_and_a_kill(notebook, tmp_path):
     "Ends with ten results and two named failures, and makes nothing twice."
-    process = command("--grid", GRID, "--jobs", "4", "--timeout", "0.3")
+    process = command("--grid", GRID, "--jobs", "3", "--timeout", "0.6")
     complete = lambda: [run for run in (tmp_path/"logs"/"glyphs"/"ft").glob("*") if (run/"metrics.tsv").exists()]
     assert wait(lambda: len(complete()) >= 3, 90)
     started = psutil.Process(process.pid).children(recursive=True)
@@ -60,21 +60,23 @@ def test_twelve_runs_a_crash_a_hang_and_a_kill(notebook, tmp_path):
     before = {file: file.stat().st_mtime_ns for run in complete() for file in run.glob("metrics.tsv")}
     assert 3 <= len(before) < 12
 
-    process = command("--grid", GRID, "--jobs", "4", "--timeout", "0.3")
+    process = command("--grid", GRID, "--jobs", "3", "--timeout", "0.6")
     out, err = process.communicate(timeout=150)
-    assert process.returncode == 1 and "10 of 12 runs are complete; 2 failed" in out and out.count("(was there)") >= len(before) - 4
+    assert process.returncode == 1 and "10 of 12 runs are complete; 2 failed" in out and out.count("(was there)") >= len(before) - 3
     assert {file: file.stat().st_mtime_ns for file in before} == before
     folder = tmp_path/"logs"/"glyphs"/"sweeps"/"rates"
     results, failures = load_sweep(folder), pd.read_csv(folder/"failures.tsv", sep="\t").sort_values("lr")
     assert results.run.nunique() == 10 and len(results) == 20
     assert all(abs(row.value - (0.8 - row.lr - 0.2 * (not row.id) + 0.01 * row.epochs)) < 1e-9 for row in results.itertuples())
     assert failures[["lr", "epochs"]].values.tolist() == [[0.1, 1], [0.2, 2]]
-    assert failures.error.tolist()[1] == "stopped after 0.3 minutes, its timeout" and "the loss is not finite" in failures.error.tolist()[0]
+    assert failures.error.tolist()[1] == "stopped after 0.6 minutes, its timeout" and "the loss is not finite" in failures.error.tolist()[0]
     for row in failures.itertuples():
         log = (tmp_path/row.log).read_text()
         assert f"this is {os.path.basename(row.run)}" in log and row.error in err
     assert "ArithmeticError: the loss is not finite" in err.replace("  | ", "")
-    pd.testing.assert_frame_equal(pd.read_csv(folder/"results.tsv", sep="\t", float_precision="round_trip"), results, check_dtype=False)
+    text = pd.read_csv(folder/"results.tsv", sep="\t").dropna(axis=1, how="all")
+    pd.testing.assert_frame_equal(text, results[list(text)], check_dtype=False)
+    assert results.drop(columns=list(text)).isna().all(axis=None)
 
 
 def test_ctrl_c_keeps_what_is_done(notebook, tmp_path):
@@ -116,7 +118,7 @@ def test_through_ray_as_locally(notebook, tmp_path, monkeypatch, capfd):
     assert local.code == far.code == 1
     columns = [name for name in local.results if name not in ("run", "out")]
     pd.testing.assert_frame_equal(local.results[columns], far.results[columns])
-    assert len(far.failures) == 1 and far.failures.error.tolist() == local.failures.error.tolist()
+    assert len(far.failures) == 1 and [error.replace("far/", "local/") for error in far.failures.error] == local.failures.error.tolist()
     assert [run.replace("far/", "local/", 1) for run in far.results.run] == local.results.run.tolist()
 
 
