@@ -15,7 +15,7 @@ __all__ = ['HELP', 'NO_PREFLIGHT', 'OWN_OPTIONS', 'RUN_OPTIONS', 'TAKES_NOTEBOOK
            'parse', 'number', 'reproduce', 'run', 'sweep', 'report', 'claims', 'check', 'predict', 'shrink', 'needed',
            'main']
 
-# %% ../nbs/10_cli.ipynb #8b9cfdec
+# %% ../nbs/10_cli.ipynb #8d0c8321
 HELP = """\
 carot: calibrated robust fine-tuning of CLIP, and what it is compared with
 
@@ -41,7 +41,7 @@ examples
   carot run --method carot --distillation-coef 0       CaRot without self-distillation
   carot sweep --grid "distillation_coef=0,0.5,1.5,3" --seeds 3 --jobs 2    four values times three seeds
   carot report                                         tables and figures once more
-  carot check --root my/                               your own folders: my/train/CLASS/*.jpg, my/val/..., my/ANY_SHIFT/...
+  carot check --benchmark my/                          your own folders: my/train/CLASS/*.jpg, my/val/..., my/ANY_SHIFT/...
   carot reproduce --benchmark my/
   carot predict --checkpoint expt_logs/my/carot/seed=1 --images new/
   carot check --benchmark imagenet --root /data        ImageNet and its five shifts
@@ -96,7 +96,7 @@ OWN_OPTIONS = {
 RUN_OPTIONS = {"reproduce": "fine_tune", "run": "fine_tune", "sweep": "fine_tune", "check": "fine_tune", "report": "report", "claims": "claims"}  # the notebook with the others
 TAKES_NOTEBOOK = ("run", "sweep")  # `carot run NOTEBOOK`: another one, with its own parameters
 
-# %% ../nbs/10_cli.ipynb #c9979693
+# %% ../nbs/10_cli.ipynb #b3c46883
 def options(
     command: str,  # a key of OWN_OPTIONS
     notebook: str | None = None,  # None: carot's own
@@ -105,7 +105,8 @@ def options(
     if command not in RUN_OPTIONS: return OWN_OPTIONS[command]
     from carot.runs import PAPER, notebook_path, parameters
 
-    known = {name: about | {"help": about["help"] + ("" if PAPER.get(name) is None else f" [{PAPER[name]}]")}
+    def usual(name, about): return PAPER.get(name) if about["default"] is None else None if about["default"] == "" else about["default"]
+    known = {name: about | {"help": about["help"] + ("" if usual(name, about) is None else f" [{usual(name, about)}]")}
              for name, about in parameters(notebook or notebook_path(RUN_OPTIONS[command])).items()}
     if command == "reproduce": known = {k: v for k, v in known.items() if k not in ("method", "seed")}
     return OWN_OPTIONS[command] | known

@@ -11,7 +11,7 @@ from torch import nn
 from carot.bound import average_ranks, correlation, correlation_interval, image_embeddings, singular_values
 from carot.calibration import accuracy, ece
 from carot.data import UserError
-from carot.effects import claim, explained, interval, marginal_range, numbers, outcomes, resample_counts, reseed
+from carot.effects import claim, explained, interval, marginal_range, numbers, outcomes, reseed, sample_and_resamples
 from carot.evaluate import Predictions, classifier, predict_sets
 from carot.posthoc import in_memory, interpolate, mix, scale_temperature, starting_point, variant_predictions
 from carot.train import FineTuned, linear_head
@@ -118,8 +118,8 @@ def test_outcomes_are_the_metrics_and_equal_runs_never_differ():
 
 
 def test_sets_are_resampled_independently():
-    a, b = resample_counts(100, 5, name="A"), resample_counts(100, 5, name="B")
-    assert not np.array_equal(a[1:], b[1:]) and np.array_equal(a, resample_counts(100, 5, name="A")) and (a.sum(1) == 100).all()
+    a, b = sample_and_resamples(100, 5, name="A"), sample_and_resamples(100, 5, name="B")
+    assert not np.array_equal(a[1:], b[1:]) and np.array_equal(a, sample_and_resamples(100, 5, name="A")) and (a.sum(1) == 100).all()
 
 
 def test_seeds_are_drawn_alike_for_all_settings():
