@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -240,7 +241,8 @@ def test_the_notebook_has_the_parameters_and_cleaning_keeps_their_tag(tmp_path):
     copy.cells[next(i for i, cell in enumerate(copy.cells) if cell.metadata.get("tags"))].metadata["dirt"] = True
     nbformat.write(copy, tmp_path/"fine_tune.ipynb")
     subprocess.run([Path(sys.executable).with_name("nbdev_clean"), "--fname", tmp_path/"fine_tune.ipynb"], cwd=path.parent, check=True)
-    assert "dirt" not in (tmp_path/"fine_tune.ipynb").read_text() and runs.parameters(tmp_path/"fine_tune.ipynb") == found
+    clean = nbformat.read(tmp_path/"fine_tune.ipynb", 4)
+    assert not any("dirt" in cell.metadata for cell in clean.cells) and runs.parameters(tmp_path/"fine_tune.ipynb") == found
 
 
 def test_a_record_is_made_again(tmp_path, monkeypatch):
@@ -261,3 +263,15 @@ def test_a_record_is_made_again(tmp_path, monkeypatch):
     second = json.loads((path/"config.json").read_text())
     assert (path/"run.ipynb").stat().st_mtime_ns > made and (path/"predictions").is_dir() and second["started"] != first["started"]
     assert {k: v for k, v in first.items() if k not in ("started",)} == {k: v for k, v in second.items() if k not in ("started",)}
+
+
+def test_signals_between_notebooks_do_not_reach_the_next(notebook, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    runs.run(notebook, method="ft", out="logs")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before and signal.set_wakeup_fd(-1) == -1
+    caught = []
+    usual = signal.signal(signal.SIGTERM, lambda *_: caught.append(1))
+    try: signal.raise_signal(signal.SIGTERM)
+    finally: signal.signal(signal.SIGTERM, usual)
+    assert caught and runs.run(notebook, method="lp", out="logs").is_dir()
