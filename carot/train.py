@@ -326,7 +326,7 @@ def make_loader(
     batches = ProcessBatches(EpochBatches(len(captioned), batch_size, seed, epoch, start), cut)
     return DataLoader(captioned, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda", worker_init_fn=outlive_signals)
 
-# %% ../nbs/05_train.ipynb #b741c8f3
+# %% ../nbs/05_train.ipynb #5a579306
 @stoppable
 def train(
     objective: nn.Module,
@@ -353,14 +353,12 @@ def train(
 ) -> list[dict]:  # the log
     "Train an objective. If `out` has a checkpoint of this stage, go on from it. SIGTERM or Ctrl-C raises `Stopped` after a whole step."
     device, per_epoch = accelerator.device, -(-len(captioned) // batch_size)
-    settings = dict(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup_steps=warmup_steps, seed=seed,
-                    accumulation_steps=accumulation_steps)
+    settings = dict(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup_steps=warmup_steps, seed=seed, accumulation_steps=accumulation_steps)
     optimizer = torch.optim.AdamW(objective.trained(), lr=lr, weight_decay=weight_decay, fused=device.type != "mps")
     several = accelerator.num_processes > 1
     model, optimizer = accelerator.prepare_model(objective, evaluation_mode=several), accelerator.prepare_optimizer(optimizer)  # no DDP
     cut = make_cut(objective, captioned, tokenizer, accelerator, batch_size, teacher, micro_batch_size, accumulation_steps)
-    parts = dict(settings=settings | objective.settings, objective=objective, optimizer=optimizer,
-                 teacher=teacher and teacher.clip, scaler=accelerator.scaler)
+    parts = dict(settings=settings | objective.settings, objective=objective, optimizer=optimizer, teacher=teacher and teacher.clip, scaler=accelerator.scaler)
     step = load_checkpoint(out/"checkpoints"/stage, **parts) if out else 0
     recall_skipped(captioned, step, out)
     accelerator.wait_for_everyone()  # all have read what the main process will write from now on

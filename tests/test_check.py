@@ -268,7 +268,7 @@ def test_weights_memory_and_disk(tmp_path, tiny, monkeypatch):
     assert code == 2 and [line.split(": ")[2] for line in err.splitlines()] == ["memory", "disk"]
     def too_large(*_): raise torch.OutOfMemoryError("CUDA out of memory")
     monkeypatch.setattr(check, "time_step", too_large)
-    assert "lower micro_batch_size, or give auto" in carot(*words, "--model", tiny)[2]
+    assert "micro_batch_size=auto takes as many as do" in carot(*words, "--model", tiny)[2]
 
 
 def test_activations_are_counted(tiny):

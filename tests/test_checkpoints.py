@@ -28,6 +28,14 @@ from test_train import same, tokenizer, tune  # noqa: F401
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    "Ctrl-C as in a terminal; a job in the background ignores it."
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
+
+
 def log(out):
     return [{k: v for k, v in row.items() if k != "pairs_per_second"} for row in csv.DictReader((out/"train.tsv").open(), delimiter="\t")]
 
