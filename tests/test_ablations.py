@@ -5,10 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from carot import runs
+from carot.runs import execute
+from carot.runs import jobs
+from carot.runs import records
+from carot.runs import settings
 from carot.calibration import accuracy, batched_ece, ece
 from carot.clip import load_clip
-from carot.data import load_benchmark, write_atomic
+from carot.data import load_benchmark
+from carot.core import write_atomic
 from carot.evaluate import Predictions, classifier, load_predictions, metrics_table, predict_sets, save_predictions
 from carot.train import fine_tune
 
@@ -30,7 +34,7 @@ def given(tmp_path_factory):
 
 def finish(job, predictions):
     "leave behind what a finished run leaves"
-    run = runs.open_run(*runs.resolve(job.given), steps=1)
+    run = records.open_run(*settings.resolve(job.given), steps=1)
     for name, p in predictions.items(): save_predictions(run.path/"predictions"/f"{name}.safetensors", p)
     write_atomic(run.path/"metrics.tsv", metrics_table(predictions, 250).to_csv(sep="\t", index=False))
     (run.path/"run.ipynb").write_text("{}")
@@ -50,9 +54,9 @@ def simulate(job, heat=1.0, skill=3.0, n=400):
 
 def execute(name, given, tmp_path, **more):
     "its tables by name"
-    notebook = runs.notebook_path(name)
-    runs.execute_notebook(notebook, runs.check_parameters(given | more, notebook), tmp_path/"executed.ipynb")
-    folder = runs.job_for(given).path.parents[1]/name
+    notebook = execute.notebook_path(name)
+    execute.execute_notebook(notebook, settings.check_parameters(given | more, notebook), tmp_path/"executed.ipynb")
+    folder = jobs.job_for(given).path.parents[1]/name
     assert all((folder/f"{file.stem}.md").exists() for file in folder.glob("*.tsv")) and list(folder.glob("*.png"))
     return {file.stem: pd.read_csv(file, sep="\t", keep_default_na=False, na_values=[""]) for file in folder.glob("*.tsv")}
 
@@ -60,9 +64,9 @@ def execute(name, given, tmp_path, **more):
 def test_table4_finds_the_planted_effect(given, tmp_path):
     given = given | {"out": given["out"] + "4"}
     levels = [(oc, sd, seed) for oc in (0.0, 0.2) for sd in (0.0, 1.5) for seed in (1, 2)]
-    jobs = {level: runs.job_for(given | dict(zip(("orthogonality_coef", "distillation_coef", "seed"), level))) for level in levels}
+    jobs = {level: jobs.job_for(given | dict(zip(("orthogonality_coef", "distillation_coef", "seed"), level))) for level in levels}
     for (oc, sd, seed), job in jobs.items(): simulate(job, heat=1 + sd, skill=3 + 0.8 * sd + 0.05 * oc)
-    for other in [{"method": "zs"}, {"method": "flyp"}, {"method": "flyp", "seed": 2}]: simulate(runs.job_for(given | other))
+    for other in [{"method": "zs"}, {"method": "flyp"}, {"method": "flyp", "seed": 2}]: simulate(jobs.job_for(given | other))
     found = execute("table4_coefficients", given, tmp_path, orthogonality_coef="0,0.2", distillation_coef="0,1.5", seeds=2, resamples=100, jobs=1)
     row = found["table4"].set_index(["OC", "SD"]).loc["0.2", "1.5"]
     expected = [np.mean([accuracy(p.probs, p.labels) for k, p in load_predictions(jobs[0.2, 1.5, seed].path).items() if k in ("night", "fog")]) for seed in (1, 2)]
@@ -71,11 +75,11 @@ def test_table4_finds_the_planted_effect(given, tmp_path):
     assert set(found["claims"].verdict) == {"holds"}
     effect = found["effects"].set_index(["outcome", "factor"]).share["shifts accuracy"]
     assert effect["SD"] > 0.9 > 0.1 > effect["OC"] and effect.sum() == pytest.approx(1)
-    text = runs.job_for(given).path.parents[1]/"table4_coefficients"/"table4.md"
+    text = jobs.job_for(given).path.parents[1]/"table4_coefficients"/"table4.md"
     assert "not run" not in text.read_text()
 
 
-SPLIT = "accumulation_steps" in runs.PAPER
+SPLIT = "accumulation_steps" in settings.PAPER
 
 def test_batch_size_parts_add_up(given, tmp_path):
     given = given | {"out": given["out"] + "b"}
@@ -83,14 +87,14 @@ def test_batch_size_parts_add_up(given, tmp_path):
     for images, n in cells:
         share = -(-64 // images)  # steps of an epoch, where the usual run has one
         steps = {"warmup_steps": 10 * share, "batch_size": images} | ({"accumulation_steps": images // n} if n < images else {})
-        simulate(runs.job_for(given | steps | {"method": "flyp"}), skill=2 + n / 8, heat=1 + images / 16)
+        simulate(jobs.job_for(given | steps | {"method": "flyp"}), skill=2 + n / 8, heat=1 + images / 16)
     sizes = dict(negatives="8,16", step_sizes="8,16") if SPLIT else dict(negatives="16", step_sizes="16")
     found = execute("batch_size", given, tmp_path, methods="flyp", step_size=16, eval_batches="100,50", seeds=1, resamples=50, simulations=20, jobs=1, **sizes)
     bias = found["estimator"].query("set == 'shifts'").set_index(["training batch", "evaluation batch"])
     assert (bias["perfectly calibrated"][16].loc[["whole set", "100", "50"]].diff().dropna() > 0).all()  # smaller batches, more bias
     if not SPLIT: return
     def measured(images):
-        job = next(p for p in runs.job_for(given).path.parents[1].glob("flyp/*") if f"batch_size={images}," in p.name and "accumulation" not in p.name)
+        job = next(p for p in jobs.job_for(given).path.parents[1].glob("flyp/*") if f"batch_size={images}," in p.name and "accumulation" not in p.name)
         return np.mean([batched_ece(p.probs, p.labels, images) for k, p in load_predictions(job).items() if k in ("night", "fog")])
     parts = found["parts"].query("outcome == 'shifts ECE'").set_index("part").value
     assert parts["as it would be published"] == pytest.approx(measured(8) - measured(16))
@@ -103,7 +107,7 @@ def trained(given):
     "zs, flyp and carot, trained here"
     torch.set_num_threads(1)
     for method in ("zs", "flyp", "carot"):
-        job = runs.job_for(given | {"method": method})
+        job = jobs.job_for(given | {"method": method})
         clip, train_transform, transform, tokenizer = load_clip("glyphs")
         data = load_benchmark(given["benchmark"], None, transform, train_transform)
         model = fine_tune(clip, tokenizer, data, method, epochs=2, batch_size=32, lr=1e-3, warmup_steps=1, teacher_update_every=2, out=None if method == "zs" else job.path)
@@ -113,7 +117,7 @@ def trained(given):
 
 def test_posthoc_on_trained_runs(trained, tmp_path):
     found = execute("posthoc", trained, tmp_path, methods="flyp,carot", smoothed="", alphas="0.5", seeds=1, resamples=50, jobs=1)
-    path = runs.job_for(trained).path
+    path = jobs.job_for(trained).path
     rows = found["results"].set_index(["method", "remedy"])["ID ECE"]
     def id_ece(predictions): return ece(predictions["test"].probs, predictions["test"].labels)
     assert rows["carot", "as trained"] == pytest.approx(id_ece(load_predictions(path)))
@@ -121,7 +125,7 @@ def test_posthoc_on_trained_runs(trained, tmp_path):
     assert rows["carot", "WiSE-FT α=0.5"] == pytest.approx(id_ece(load_predictions(path/"posthoc"/"alpha=0.5")))
     assert len(set(rows["carot"])) == 6
     line = found["interpolation"].query("method == 'flyp' and temperature == 'none'").set_index("alpha")["shifts ECE"]
-    zero = load_predictions(runs.job_for(trained | {"method": "zs"}).path)
+    zero = load_predictions(jobs.job_for(trained | {"method": "zs"}).path)
     assert line[0] == pytest.approx(np.mean([ece(zero[k].probs, zero[k].labels) for k in ("night", "fog")])) and list(line.index) == [0, 0.5, 1]
     gains = found["gains"].query("outcome == 'ID accuracy' and remedy == 'temperature'")
     assert (gains.value == 0).all() and len(found["claims"]) == 14

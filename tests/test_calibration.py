@@ -11,7 +11,7 @@ import torch
 
 matplotlib.use("Agg")
 from carot import calibration as cal
-from carot.data import UserError
+from carot.core import UserError
 
 
 def predictions(n=300, classes=5, seed=0, sharpness=2.0):

@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 import unicodedata
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +13,15 @@ from fake_imagenet import WNIDS, write_images, write_tree
 from PIL import Image
 from test_runs import write_notebook
 
-from carot import check, imagenet, runs
+from carot.runs import check
+from carot.runs import estimate
+from carot.benchmarks import imagenet
+from carot import commands
+from carot.runs import jobs
+from carot.runs import settings
 from carot.clip import build_clip, save_clip
 from carot.cli import main
-from carot.data import UserError
+from carot.core import UserError
 
 COUNTS = {"train": 2000, "ImageNet": 1000, "ImageNetV2": 1000, "ImageNetR": 200, "ImageNetA": 200, "ImageNetSketch": 1000, "ObjectNet": 226}
 
@@ -267,7 +271,7 @@ def test_weights_memory_and_disk(tmp_path, tiny, monkeypatch):
     code, _, err = carot(*words, "--model", tiny)
     assert code == 2 and [line.split(": ")[2] for line in err.splitlines()] == ["memory", "disk"]
     def too_large(*_): raise torch.OutOfMemoryError("CUDA out of memory")
-    monkeypatch.setattr(check, "time_step", too_large)
+    monkeypatch.setattr(estimate, "time_step", too_large)
     assert "micro_batch_size=auto takes as many as do" in carot(*words, "--model", tiny)[2]
 
 
@@ -277,8 +281,8 @@ def test_activations_are_counted(tiny):
     from carot.clip import load_clip
     clip, train, transform, tokenizer = load_clip("glyphs")
     glyphs = load_benchmark("glyphs", transform=transform, train_transform=train)
-    parameters, _ = runs.resolve({"method": "lp", "device": "cpu"})
-    step = check.time_step(clip, tokenizer, glyphs, parameters, 32)
+    parameters, _ = settings.resolve({"method": "lp", "device": "cpu"})
+    step = estimate.time_step(clip, tokenizer, glyphs, parameters, 32)
     width = clip.encode_image(torch.zeros(1, 3, 32, 32)).shape[1]
     head = (width + 1) * len(glyphs.classnames)
     assert step.fixed == 4 * (sum(p.numel() for p in clip.parameters()) + head) + 12 * head
@@ -288,11 +292,12 @@ def test_activations_are_counted(tiny):
 
 def zero_shot_standin(path):
     "A run notebook that trains nothing; its zero-shot accuracies are those in the file `accuracy.json`."
-    kinds = {k: "str" if v is None else type(v).__name__ for k, v in runs.PAPER.items()}
+    kinds = {k: "str" if v is None else type(v).__name__ for k, v in settings.PAPER.items()}
     return write_notebook(path, "\n".join(f"{name}: {kind} = None  # what {name} is" for name, kind in kinds.items()), f"""\
 import json
 from pathlib import Path
-from carot.runs import open_run, resolve
+from carot.runs.records import open_run
+from carot.runs.settings import resolve
 run = open_run(*resolve({{k: globals()[k] for k in {list(kinds)!r}}}), steps=3)
 rows = [(name, name == "ImageNet", 10, metric, value) for name, value in json.loads(Path({str(path.parent/'accuracy.json')!r}).read_text()).items()
         for metric in ("accuracy", "ece")]
@@ -303,12 +308,12 @@ run.finish(seconds={{"total": 1.0}})""")
 def test_preflight(tree, tmp_path, monkeypatch):
     "Nothing is trained on wrong data or on a model whose zero-shot accuracy is off; --no-preflight does it all the same."
     notebook = zero_shot_standin(tmp_path/"run.ipynb")
-    monkeypatch.setattr(runs, "report", lambda *_, **__: None)
+    monkeypatch.setattr(commands, "report", lambda *_, **__: None)
     published = check.published_accuracy("ViT-B-16", "openai")
     assert published["ImageNet"] == 0.6834 and len(published) == 6
     data, logs = relink(tree, tmp_path/"data", "imagenet-r"), tmp_path/"logs"
     def reproduce(**more):
-        return runs.reproduce(["ft"], notebook=notebook, benchmark="imagenet", out=str(logs), **{"root": str(data)} | more)
+        return commands.reproduce(["ft"], notebook=notebook, benchmark="imagenet", out=str(logs), **{"root": str(data)} | more)
     with pytest.raises(UserError, match="ImageNetR: ImageNetR is not in .*--no-preflight"): reproduce()
     assert not logs.exists()
     sets = "ImageNet,ObjectNet"
@@ -317,7 +322,7 @@ def test_preflight(tree, tmp_path, monkeypatch):
     zero_shot, = logs.rglob("metrics.tsv")
     assert zero_shot.parts[-3] == "zs" and not list(logs.rglob("ft"))
     made = []
-    monkeypatch.setattr(runs, "run_all", lambda notebook, jobs, at_once, timeout=None: made.extend(map(str, jobs)) or 0)
+    monkeypatch.setattr(jobs, "run_all", lambda notebook, jobs, at_once, timeout=None: made.extend(map(str, jobs)) or 0)
     assert reproduce(eval_sets=sets, preflight=False) == 0 and len(made) == 1 and made[0].startswith("ft")
     zero_shot.write_text(zero_shot.read_text().replace(str(published["ObjectNet"] - 0.016), str(published["ObjectNet"] - 0.014)))
     assert reproduce(eval_sets=sets, lr=1e-4) == 0 and [name[:2] for name in made] == ["ft", "zs", "ft"]

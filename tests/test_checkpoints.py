@@ -1,6 +1,5 @@
 """Nothing is lost: kills, signals, damaged files, full disks; and nothing is executed."""
 import contextlib
-import copy
 import csv
 import json
 import os
@@ -19,10 +18,12 @@ import pytest
 import torch
 
 import conftest
-from carot import checkpoints, train
-from carot.checkpoints import Stopped, fingerprints, save_checkpoint
+from carot.engine import checkpoints
+from carot import train
+from carot.engine.signals import Stopped
+from carot.engine.checkpoints import fingerprints, save_checkpoint
 from carot.clip import build_clip
-from carot.data import UserError
+from carot.core import UserError
 from test_train import same, tokenizer, tune  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -302,7 +303,7 @@ def test_signal_to_the_command_reaches_the_kernel_and_back(tmp_path):
 VOTE = """\
 import os, sys
 from accelerate import Accelerator
-from carot.checkpoints import in_any_process
+from carot.engine.signals import in_any_process
 accelerator = Accelerator(cpu=True)
 print([in_any_process(accelerator, accelerator.process_index in wishing) for wishing in ((), (1,), (), (0, 1), ())])"""
 

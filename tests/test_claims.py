@@ -9,10 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
-from carot import claims, report, runs
-from carot.calibration import METRICS, accuracy, ece, fit_temperature, percentile_interval, softmax
-from carot.claims import CAROT, FLYP, FT, LP, ZS, Claim, Evidence, Side
-from carot.data import UserError
+from carot.analysis import bootstrap
+from carot.analysis import claims
+from carot.analysis import tables
+from carot.runs import records
+from carot import commands
+from carot.runs import execute
+from carot.runs import settings
+from carot.calibration import METRICS, ece, fit_temperature, percentile_interval, softmax
+from carot.analysis.claims import CAROT, FT, LP, ZS, Claim, Evidence, Side
+from carot.core import UserError
 from carot.evaluate import Predictions, metrics_table, save_predictions
 
 SETS = {"Home": True, "Near": False, "Far": False, "val": True}
@@ -34,9 +40,9 @@ def predictions(name, method, seed, skill, heat=1.0, n=400, classes=5, images=0)
 
 def make_run(out, method, seed=1, skill=1.5, heat=1.0, n=400, benchmark="toy", images=0, sets=SETS, keep=True, **asked):
     "a complete run; metrics computed from its predictions, which may not be kept"
-    path = out/benchmark/method/",".join([*(f"{k}={runs.spell(v)}" for k, v in sorted(asked.items())), f"seed={seed}"])
+    path = out/benchmark/method/",".join([*(f"{k}={settings.spell(v)}" for k, v in sorted(asked.items())), f"seed={seed}"])
     path.mkdir(parents=True)
-    parameters = runs.PAPER | {"benchmark": benchmark, "method": method, "seed": seed} | asked
+    parameters = settings.PAPER | {"benchmark": benchmark, "method": method, "seed": seed} | asked
     (path/"config.json").write_text(json.dumps({"parameters": parameters, "complete": True, "steps": 3, "seconds": {"total": 1.0}}))
     found = {name: predictions(name, method, seed, skill, heat, n, images=images) for name in sets}
     metrics_table(found, 100).to_csv(path/"metrics.tsv", sep="\t", index=False)
@@ -112,7 +118,7 @@ def test_the_interval_by_hand(tmp_path, metric):
     for seed in (1, 2): make_run(tmp_path, "carot", seed, 2.0, n=150); make_run(tmp_path, "ft", seed, 1.5, 2.0, n=150)
     values = np.zeros(60)
     for name in ("Near", "Far"):
-        rng = np.random.default_rng(claims.set_seed(name, 3))
+        rng = np.random.default_rng(bootstrap.set_seed(name, 3))
         resamples = [rng.integers(150, size=150) for _ in range(60)]
         for method, sign in [("carot", 1), ("ft", -1)]:
             for seed in (1, 2):
@@ -124,20 +130,20 @@ def test_the_interval_by_hand(tmp_path, metric):
 
 
 def test_sets_of_one_size_are_resampled_independently():
-    near, far = (claims.resample_counts(300, 400, claims.set_seed(name)) for name in ("Near", "Far"))
+    near, far = (bootstrap.resample_counts(300, 400, bootstrap.set_seed(name)) for name in ("Near", "Far"))
     both = [np.corrcoef(near[:, i], other[:, i])[0, 1] for other in (near, far) for i in range(20)]
     assert np.allclose(both[:20], 1) and abs(np.mean(both[20:])) < 0.05
 
 
 def test_any_metric_gets_the_same_resamples(tmp_path):
-    p, counts = predictions("Home", "ft", 1, 1.5, n=100), claims.resample_counts(100, 30, 7)
-    fast, slow = (claims.resampled(metric, p.probs, p.labels, counts, 7) for metric in (partial(ece, n_bins=5), lambda probs, labels: ece(probs, labels, 5)))
+    p, counts = predictions("Home", "ft", 1, 1.5, n=100), bootstrap.resample_counts(100, 30, 7)
+    fast, slow = (bootstrap.resampled(metric, p.probs, p.labels, counts, 7) for metric in (partial(ece, n_bins=5), lambda probs, labels: ece(probs, labels, 5)))
     assert np.allclose(fast, slow, atol=1e-12, rtol=0)
 
 
 def test_an_infinite_loss_is_infinite_on_resamples_that_have_it():
     counts = np.array([[1, 1], [2, 0], [0, 2]], dtype=np.uint8)
-    values = claims.resampled(METRICS["nll"], [[0.0, 1.0], [0.5, 0.5]], [0, 0], counts)
+    values = bootstrap.resampled(METRICS["nll"], [[0.0, 1.0], [0.5, 0.5]], [0, 0], counts)
     assert values[0] == values[1] == math.inf and not np.isfinite(values[2]) or values[2] == pytest.approx(math.log(2))
 
 
@@ -183,7 +189,7 @@ def test_a_run_without_predictions_is_not_used(tmp_path):
 
 def test_an_unfinished_run_is_not_used(tmp_path):
     make_run(tmp_path, "carot", 1); path = make_run(tmp_path, "ft", 1)
-    (path/"config.json").write_text(json.dumps({"parameters": runs.PAPER, "complete": False}))
+    (path/"config.json").write_text(json.dumps({"parameters": settings.PAPER, "complete": False}))
     assert outcome(tmp_path)["verdict"] == "not run"
 
 
@@ -251,12 +257,12 @@ def test_the_plain_counterpart_belongs_to_glyphs_only():
 
 
 def test_differences_agree_with_the_claims(comparison):
-    found = claims.against(report.find_runs(comparison, "toy"), "ft", Evidence(200)).set_index(["method", "metric", "sets"])
+    found = claims.against(records.find_runs(comparison, "toy"), "ft", Evidence(200)).set_index(["method", "metric", "sets"])
     assert list(dict.fromkeys(found.index.get_level_values(0))) == ["zs", "flyp", "carot"]
     row, claim = found.loc[("carot", "ece", "shifts")], outcome(comparison, metric="ece")
     assert row.effect == -claim["effect"] and row.low == -claim["high"]
     assert "**" in claims.against_markdown(found.reset_index()).splitlines()[-1]
-    tables = [report.table(report.collect(comparison, "toy"), metric)["mean"][report.AVERAGE] for metric in ("accuracy", "ece")]
+    tables = [tables.table(tables.collect(comparison, "toy"), metric)["mean"][tables.AVERAGE] for metric in ("accuracy", "ece")]
     for metric, means in zip(("accuracy", "ece"), tables): assert found.loc[("carot", metric, "shifts")].effect == pytest.approx(means["carot"] - means["ft"])
 
 
@@ -264,7 +270,7 @@ def test_differences_agree_with_the_claims(comparison):
 
 def test_the_notebook_end_to_end(comparison, monkeypatch, capsys):
     monkeypatch.chdir(comparison)
-    executed = runs.claims(benchmark="toy", out=".", samples=100)
+    executed = commands.claims(benchmark="toy", out=".", samples=100)
     folder = comparison/"toy"/"claims"
     expected = {"claims.ipynb", "claims.tsv", "claims.md", "forest.png", "forest.svg", "scatter.png", "scatter.svg"}
     assert expected <= {file.name for file in folder.iterdir()} <= expected | {"claims.html"}
@@ -279,7 +285,7 @@ def test_without_predictions_the_notebook_writes_nothing(tmp_path):
     make_run(tmp_path, "ft", 1, keep=False)
     with pytest.raises(UserError, match="not kept in git"):
         space = {}
-        for cell in nbformat.read(runs.notebook_path("claims"), 4).cells:  # in this process, which is quicker
+        for cell in nbformat.read(execute.notebook_path("claims"), 4).cells:  # in this process, which is quicker
             if cell.cell_type == "code": exec(cell.source, space)
             if "parameters" in cell.metadata.get("tags", []): space |= {"benchmark": "toy", "out": str(tmp_path)}
     assert not (tmp_path/"toy"/"claims").exists()

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from carot.clip import (WEIGHTS, build_clip, image_features, is_causal, load_clip, named_config, save_clip, text_features,
-                        text_projection, trimmed_length, visual_projection, zero_shot_head)
-from carot.data import UserError
+from carot.clip import WEIGHTS, build_clip, image_features, is_causal, load_clip, named_config, save_clip, text_features, text_projection, trimmed_length, visual_projection, zero_shot_head
+from carot.core import UserError
 
 RESNET = {"model_cfg": {"embed_dim": 16, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
           "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}}}

@@ -4,8 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
-from carot.data import ArrayImages, CaptionedImages, EpochBatches, EvalSet, UserError, load_benchmark, sample_seeds, write_atomic
-from carot.glyphs import RECIPES, make_set, render
+from carot.data import ArrayImages, CaptionedImages, EpochBatches, EvalSet, load_benchmark, sample_seeds
+from carot.core import UserError, write_atomic
+from carot.benchmarks.glyphs import RECIPES, make_set, render
 
 @pytest.fixture(scope="module")
 def glyphs(): return load_benchmark("glyphs")

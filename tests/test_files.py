@@ -2,15 +2,14 @@
 import os
 import pickle
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from carot.data import UserError
-from carot.files import ImagePaths, list_folders, list_images, scan_classes
+from carot.core import UserError
+from carot.benchmarks.files import ImagePaths, list_folders, list_images, scan_classes
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 "Folders as a benchmark, and images that cannot be read: what is accepted, what is refused and in which words."
 import copy
 import json
-import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +13,12 @@ from torch.utils.data import Subset
 from torchvision.transforms import v2
 
 from carot.clip import save_clip
-from carot.data import BadImage, CaptionedImages, UserError, benchmark_defaults, load_benchmark
+from carot.data import BadImage, CaptionedImages, benchmark_defaults, load_benchmark
+from carot.core import UserError
 from carot.evaluate import classifier, predict_sets
-from carot.files import ImagePaths
-from carot.folders import TEMPLATES, class_names
-from carot.runs import resolve, run, run_directory
+from carot.benchmarks.folders import TEMPLATES, class_names
+from carot.runs.settings import resolve, run_directory
+from carot.runs.execute import run
 from carot.train import FineTuned, fine_tune
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "sky_blue": (40, 160, 220), "yellow": (230, 210, 40)}

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from carot import glyphs, handwriting
-from carot.data import UserError, benchmark_defaults, load_benchmark
+from carot.benchmarks import glyphs
+from carot.benchmarks import handwriting
+from carot.core import UserError
+from carot.data import benchmark_defaults, load_benchmark
 
 SHIFTS = ["UCI", "Printed", "MNISTNoise", "MNISTBlur", "MNISTRotation", "MNISTInverted", "MNISTStrokes"]
 

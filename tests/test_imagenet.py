@@ -14,11 +14,12 @@ from conftest import TINY_VIT
 from fake_imagenet import MAPPED, SUBSETS, WNIDS, number, objectnet, write_images, write_tree
 from safetensors.torch import load_file
 
-from carot import imagenet
+from carot.benchmarks import imagenet
 from carot.clip import build_clip, load_clip, save_clip
-from carot.data import Benchmark, EvalSet, UserError, load_benchmark
+from carot.data import Benchmark, EvalSet, load_benchmark
+from carot.core import UserError
 from carot.evaluate import predict
-from carot.files import scan_classes
+from carot.benchmarks.files import scan_classes
 from carot.train import METHODS, fine_tune
 
 

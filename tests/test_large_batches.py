@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from carot.clip import build_clip, image_features, text_features
-from carot.data import UserError
-from carot.large_batches import Cut, ProcessBatches, backward_in_parts, find_micro_batch, largest_that_fits, peak_memory
+from carot.core import UserError
+from carot.engine.large_batches import Cut, ProcessBatches, backward_in_parts, find_micro_batch, largest_that_fits, peak_memory
 from carot.losses import contrastive_logits
-from carot.runs import resolve, run_name
-from carot.train import ContrastiveObjective, HeadObjective, fine_tune, linear_head, make_accelerator
+from carot.runs.settings import resolve, run_name
+from carot.train import ContrastiveObjective, HeadObjective, fine_tune, linear_head
+from carot.engine.devices import make_accelerator
 from test_clip import RESNET
 from test_train import SETTINGS, same, tokenizer, tune  # noqa: F401, the fixture
 

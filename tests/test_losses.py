@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from carot.losses import (carot_loss, contrastive_logits, contrastive_loss, cross_norm, is_teacher_update, orthogonality,
-                          self_distillation, teacher_momentum, update_teacher)
+from carot.losses import carot_loss, contrastive_logits, contrastive_loss, cross_norm, is_teacher_update, orthogonality, self_distillation, teacher_momentum, update_teacher
 from carot.train import learning_rate
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from carot.bound import average_ranks, correlation, correlation_interval, image_embeddings, singular_values
+from carot.analysis.bound import average_ranks, correlation, correlation_interval, image_embeddings, singular_values
 from carot.calibration import accuracy, ece
-from carot.data import UserError
-from carot.effects import claim, explained, interval, marginal_range, numbers, outcomes, reseed, sample_and_resamples
+from carot.core import UserError
+from carot.analysis.effects import claim, explained, interval, marginal_range, numbers, outcomes, reseed, sample_and_resamples
 from carot.evaluate import Predictions, classifier, predict_sets
-from carot.posthoc import in_memory, interpolate, mix, scale_temperature, starting_point, variant_predictions
+from carot.analysis.posthoc import in_memory, interpolate, mix, scale_temperature, starting_point, variant_predictions
 from carot.train import FineTuned, linear_head
 
 

@@ -4,14 +4,12 @@ import json
 import shutil
 
 import numpy as np
-import open_clip
 import pandas as pd
 import pytest
-import torch
 
 from carot.calibration import fit_temperature, softmax
 from carot.clip import save_clip
-from carot.data import UserError
+from carot.core import UserError
 from carot.evaluate import classifier, predict_sets
 from carot.predict import list_files, load_classes, open_checkpoint, predict, save_classes
 from carot.train import fine_tune
@@ -22,7 +20,6 @@ SETTINGS = dict(epochs=2, batch_size=16, lr=1e-3, warmup_steps=2, teacher_update
 @pytest.fixture
 def make_run(tiny_clip, toy, tmp_path):
     "a run of any method on the four colours, and its evaluation images as files"
-    from torchvision.transforms import v2
     from carot.clip import load_clip
     save_clip(tiny_clip, tmp_path/"tiny")
     clip, _, transform, tokenizer = load_clip(str(tmp_path/"tiny"))

@@ -6,11 +6,14 @@ import pytest
 import torch
 from accelerate import debug_launcher
 
-from carot import cli, runs
-from carot.data import UserError
+from carot import cli
+from carot.runs import records
+from carot.runs import settings
+from carot.core import UserError
 from carot.evaluate import classifier, predict_sets
-from carot.large_batches import Cut, ProcessBatches, backward_in_parts
-from carot.train import FineTuned, fine_tune, make_accelerator
+from carot.engine.large_batches import Cut, ProcessBatches, backward_in_parts
+from carot.train import FineTuned, fine_tune
+from carot.engine.devices import make_accelerator
 from test_large_batches import assert_same, make, plain
 from test_train import SETTINGS, Killed, same, tokenizer, tune  # noqa: F401, the fixture
 
@@ -104,8 +107,8 @@ def test_all_processes_stop_at_a_bad_loss(tiny_clip, tokenizer, toy):
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1"); monkeypatch.setenv("WORLD_SIZE", "2")
-    parameters, defaults = runs.resolve({"out": str(tmp_path)})
-    run = runs.open_run(parameters, defaults)
+    parameters, defaults = settings.resolve({"out": str(tmp_path)})
+    run = records.open_run(parameters, defaults)
     assert not run.writes and not run.path.exists()
     run.finish()
     assert not run.path.exists()

@@ -5,9 +5,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from carot import report
-from carot.imagenet import IMAGES
-from carot.report import RunFiles, beside_published, incomparable, published, verdict
+from carot.analysis import tables as report
+from carot.benchmarks.imagenet import IMAGES
+from carot.runs.records import RunFiles
+from carot.analysis.published import beside_published, incomparable, published, verdict
 
 SHIFTS = list(IMAGES)[2:]
 

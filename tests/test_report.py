@@ -11,8 +11,14 @@ import pandas as pd
 import pytest
 import torch
 
-from carot import report, runs
-from carot.data import UserError
+from carot.analysis import figures
+from carot.analysis import published
+from carot.analysis import tables
+from carot.runs import records
+from carot import commands
+from carot.runs import execute
+from carot.runs import settings
+from carot.core import UserError
 from carot.evaluate import Predictions, metrics_table, save_predictions
 from carot.train import METHODS
 
@@ -21,10 +27,10 @@ SETS = {"Home": True, "Near": False, "Far": False, "val": True}
 
 def make_run(out, method, seed=1, values=None, complete=True, config=None, benchmark="toy", **asked):
     "a run directory; `values`: metric -> a number per set of SETS"
-    setting = [f"{k}={runs.spell(v)}" for k, v in sorted(asked.items())]
+    setting = [f"{k}={settings.spell(v)}" for k, v in sorted(asked.items())]
     path = Path(out)/benchmark/method/",".join([*setting, f"seed={seed}"])
     path.mkdir(parents=True)
-    parameters = runs.PAPER | {"benchmark": benchmark, "method": method, "seed": seed, "lr": 0.01 if method == "lp" else 1e-5} | asked
+    parameters = settings.PAPER | {"benchmark": benchmark, "method": method, "seed": seed, "lr": 0.01 if method == "lp" else 1e-5} | asked
     trained = method != "zs"
     facts = {"parameters": parameters, "asked": asked, "complete": complete, "versions": {"torch": "2.0"}, "git": None, "hardware": "a machine",
              "steps": 30 * trained, "seconds": {"train": 6.0 * trained, "evaluate": 2.0, "total": 9.0}, "pairs_per_second": 1000.0 if trained else None}
@@ -53,38 +59,38 @@ def out(tmp_path):
 # --- the numbers
 
 def test_means_deviations_and_the_average_over_shifts(out):
-    table = report.table(report.collect(out, "toy"), "accuracy")
-    assert list(table["mean"]) == ["Home", "Near", "Far", report.AVERAGE] and list(table.index) == list(METHODS)
+    table = tables.table(tables.collect(out, "toy"), "accuracy")
+    assert list(table["mean"]) == ["Home", "Near", "Far", tables.AVERAGE] and list(table.index) == list(METHODS)
     near = [0.6, 0.63, 0.69]
     averages = [(value + 0.5) / 2 for value in near]
     assert table["mean"].loc["ft", "Near"] == pytest.approx(sum(near) / 3)
     assert table["std"].loc["ft", "Near"] == pytest.approx(statistics.stdev(near))
-    assert table["mean"].loc["ft", report.AVERAGE] == pytest.approx(sum(averages) / 3)
-    assert table["std"].loc["ft", report.AVERAGE] == pytest.approx(statistics.stdev(averages))  # not the mean of the deviations
-    assert table["std"].loc["ft", report.AVERAGE] != pytest.approx((statistics.stdev(near) + 0) / 2 + 0.01)
+    assert table["mean"].loc["ft", tables.AVERAGE] == pytest.approx(sum(averages) / 3)
+    assert table["std"].loc["ft", tables.AVERAGE] == pytest.approx(statistics.stdev(averages))  # not the mean of the deviations
+    assert table["std"].loc["ft", tables.AVERAGE] != pytest.approx((statistics.stdev(near) + 0) / 2 + 0.01)
     assert table["mean"].loc["zs"].tolist() == pytest.approx([0.5, 0.4, 0.3, 0.35])
     assert table["std"].loc["zs"].isna().all() and table["runs"].loc["zs", "Home"] == 1 and table["runs"].loc["ft", "Home"] == 3
     assert table["mean"].loc[["lp", "lp-ft", "flyp"]].isna().all(axis=None)
 
 
 def test_the_average_leaves_out_id_sets_and_validation(out):
-    values = report.per_run(report.collect(out, "toy"), "accuracy")
-    assert "val" not in values and values.loc["zs", report.AVERAGE].item() == pytest.approx(0.35)
+    values = tables.per_run(tables.collect(out, "toy"), "accuracy")
+    assert "val" not in values and values.loc["zs", tables.AVERAGE].item() == pytest.approx(0.35)
 
 
 def test_no_average_over_other_sets(out):
     path = make_run(out, "flyp", 1, numbers(0.9, 0.9, 0.9))
     frame = pd.read_csv(path/"metrics.tsv", sep="\t")
     write_metrics(path, frame[frame.set != "Far"])
-    table = report.table(report.collect(out, "toy"), "accuracy")["mean"].loc["flyp"]
-    assert table["Near"] == 0.9 and math.isnan(table["Far"]) and math.isnan(table[report.AVERAGE])
-    assert report.cells(report.table(report.collect(out, "toy"), "accuracy"), "accuracy").loc["flyp", report.AVERAGE] == "–"
+    table = tables.table(tables.collect(out, "toy"), "accuracy")["mean"].loc["flyp"]
+    assert table["Near"] == 0.9 and math.isnan(table["Far"]) and math.isnan(table[tables.AVERAGE])
+    assert tables.cells(tables.table(tables.collect(out, "toy"), "accuracy"), "accuracy").loc["flyp", tables.AVERAGE] == "–"
 
 
 def test_no_mean_over_a_part_of_the_seeds(out):
     frame = pd.read_csv(out/"toy"/"ft"/"seed=2"/"metrics.tsv", sep="\t")
     write_metrics(out/"toy"/"ft"/"seed=2", frame[frame.set != "Far"])
-    table = report.table(report.collect(out, "toy"), "accuracy")
+    table = tables.table(tables.collect(out, "toy"), "accuracy")
     assert table["mean"].loc["ft"].isna().tolist() == [False, False, True, True] and table["runs"].loc["ft"].tolist() == [3, 3, 2, 2]
 
 
@@ -92,14 +98,14 @@ def test_only_id_sets(tmp_path):
     path = make_run(tmp_path, "zs", 1, numbers(0.5, 0.4, 0.3))
     frame = pd.read_csv(path/"metrics.tsv", sep="\t")
     write_metrics(path, frame[frame.id])
-    results = report.collect(tmp_path, "toy")
-    assert list(report.table(results, "accuracy")["mean"]) == ["Home"]
-    assert len(report.result_picture(results).axes) == 1
+    results = tables.collect(tmp_path, "toy")
+    assert list(tables.table(results, "accuracy")["mean"]) == ["Home"]
+    assert len(figures.result_picture(results).axes) == 1
 
 
 # --- what is bold
 
-def text(out, metric): return report.cells(report.table(report.collect(out, "toy"), metric), metric)
+def text(out, metric): return tables.cells(tables.table(tables.collect(out, "toy"), metric), metric)
 
 
 def test_bold(out):
@@ -129,13 +135,13 @@ def test_one_method_alone_is_not_the_best(tmp_path):
 
 
 def test_leaders_are_the_bold_ones(out):
-    results = report.collect(out, "toy")
-    assert report.leaders(results, "accuracy") == "Highest: FT and CaRot on Home, Far; CaRot on Near, Avg. shifts."
-    assert report.leaders(results, "ece") == "Lowest: zero-shot on Home, Near, Far, Avg. shifts."
+    results = tables.collect(out, "toy")
+    assert tables.leaders(results, "accuracy") == "Highest: FT and CaRot on Home, Far; CaRot on Near, Avg. shifts."
+    assert tables.leaders(results, "ece") == "Lowest: zero-shot on Home, Near, Far, Avg. shifts."
 
 
 def test_unknown_metric(out):
-    with pytest.raises(UserError, match="did you mean 'accuracy'"): report.table(report.collect(out, "toy"), "acuracy")
+    with pytest.raises(UserError, match="did you mean 'accuracy'"): tables.table(tables.collect(out, "toy"), "acuracy")
 
 
 # --- which runs count
@@ -147,23 +153,23 @@ def test_unfinished_failed_and_damaged_runs_are_listed_but_not_used(out):
     (make_run(out, "flyp", 2, numbers(1, 1, 1))/"config.json").write_text('{"complete": tr')
     (out/"toy"/"flyp"/"seed=3").mkdir()
     write_metrics(make_run(out, "carot", 9, complete=False), pd.DataFrame([("Home", True, 1, "accuracy", 1.0)], columns=["set", "id", "n", "metric", "value"]))
-    states = {run.name: run.state for run in report.find_runs(out, "toy")}
+    states = {run.name: run.state for run in records.find_runs(out, "toy")}
     assert states["lp/seed=1"] == "unfinished" and states["lp-ft/seed=1"] == "failed" and states["flyp/seed=1"] == "damaged: no metrics.tsv"
     assert states["flyp/seed=2"] == "damaged: config.json" and states["flyp/seed=3"] == "unfinished" and states["carot/seed=9"] == "unfinished"
-    results = report.collect(out, "toy")
+    results = tables.collect(out, "toy")
     assert set(results.run) == {"zs/seed=1", "ft/seed=1", "ft/seed=2", "ft/seed=3", "carot/seed=1", "carot/seed=2"}
 
 
 def test_other_folders_are_not_runs(out):
     for name in ("report", "carot/notes", "carot/seed=1.bak", "carot/seed=", "else/seed=1"): (out/"toy"/name).mkdir(parents=True)
     (out/"toy"/"carot"/"seed=7").write_text("a file")
-    assert len(report.all_runs(out, "toy")) == 6
+    assert len(records.all_runs(out, "toy")) == 6
 
 
 def test_report_order_and_seeds_as_numbers(tmp_path):
     for method in reversed(METHODS): make_run(tmp_path, method, 1, numbers(0.5, 0.4, 0.3))
     for seed in (10, 2): make_run(tmp_path, "ft", seed, numbers(0.5, 0.4, 0.3))
-    found = report.find_runs(tmp_path, "toy")
+    found = records.find_runs(tmp_path, "toy")
     assert list(dict.fromkeys(run.method for run in found)) == ["zs", "lp", "ft", "lp-ft", "flyp", "carot"]
     assert [run.seed for run in found if run.method == "ft"] == [1, 2, 10]
 
@@ -172,117 +178,117 @@ def test_select(out):
     make_run(out, "carot", 1, numbers(0.1, 0.1, 0.1), distillation_coef=0.0)
     make_run(out, "ft", 1, numbers(0.2, 0.2, 0.2), epochs=3, lr=0.01)
     make_run(out, "lp", 1, numbers(0.3, 0.3, 0.3), epochs=3)  # whose default learning rate is 0.01
-    def found(select): return {run.name for run in report.find_runs(out, "toy", select)}
+    def found(select): return {run.name for run in records.find_runs(out, "toy", select)}
     assert all(run.count("=") == 1 for run in found(""))
     assert found("distillation_coef=0") == {"carot/distillation_coef=0,seed=1", "zs/seed=1", "ft/seed=1", "ft/seed=2", "ft/seed=3"}
     both = {"zs/seed=1", "lp/epochs=3,seed=1", "ft/epochs=3,lr=0.01,seed=1"}
     assert found("epochs=3,lr=0.01") == both == found(" lr=0.01, epochs=3")
     assert found("epochs=3") == {"zs/seed=1", "lp/epochs=3,seed=1"}
-    assert report.table(report.collect(out, "toy", "distillation_coef=0"), "accuracy")["mean"].loc["carot", "Home"] == 0.1
+    assert tables.table(tables.collect(out, "toy", "distillation_coef=0"), "accuracy")["mean"].loc["carot", "Home"] == 0.1
 
 
 @pytest.mark.parametrize("select", ["epochs=7", "epohcs=3", "nonsense", "seed=1"])
 def test_no_such_setting(out, select):
     make_run(out, "ft", 1, numbers(0.2, 0.2, 0.2), lr=0.1)
     with pytest.raises(UserError, match=re.escape(f"the setting {select!r} ('' = defaults); complete runs are at: '', 'lr=0.1'")):
-        report.find_runs(out, "toy", select)
+        records.find_runs(out, "toy", select)
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(UserError, match="there are no runs in .*toy; make them with `carot reproduce`"): report.collect(tmp_path, "toy")
+    with pytest.raises(UserError, match="there are no runs in .*toy; make them with `carot reproduce`"): tables.collect(tmp_path, "toy")
     make_run(tmp_path, "carot", complete=False)
-    with pytest.raises(UserError, match="complete runs are at: none"): report.collect(tmp_path, "toy")
+    with pytest.raises(UserError, match="complete runs are at: none"): tables.collect(tmp_path, "toy")
 
 
 @pytest.mark.parametrize("content", ["", "set\tid\nx\tTrue\n", "set\tid\tn\tmetric\tvalue\nx\tTrue\t5\tece\tlow\n"])
 def test_unreadable_metrics_are_an_error(out, content):
     (out/"toy"/"ft"/"seed=1"/"metrics.tsv").write_text(content)
-    with pytest.raises(UserError, match="cannot read .*metrics.tsv"): report.collect(out, "toy")
+    with pytest.raises(UserError, match="cannot read .*metrics.tsv"): tables.collect(out, "toy")
 
 
 def test_a_set_may_be_called_NA(tmp_path):
     rows = [("NA", True, 1, "accuracy", 0.5), ("None", False, 1, "accuracy", 0.25)]
     write_metrics(make_run(tmp_path, "zs"), pd.DataFrame(rows, columns=["set", "id", "n", "metric", "value"]))
-    assert list(report.table(report.collect(tmp_path, "toy"), "accuracy")["mean"]) == ["NA", "None", report.AVERAGE]
+    assert list(tables.table(tables.collect(tmp_path, "toy"), "accuracy")["mean"]) == ["NA", "None", tables.AVERAGE]
 
 
 # --- what is said about the runs
 
 def test_differences_between_runs_of_one_setting(out):
-    assert report.differences(report.find_runs(out, "toy")) == []
-    parameters = runs.PAPER | {"benchmark": "toy", "method": "carot", "seed": 3}
+    assert tables.differences(records.find_runs(out, "toy")) == []
+    parameters = settings.PAPER | {"benchmark": "toy", "method": "carot", "seed": 3}
     make_run(out, "carot", 3, numbers(0.8, 0.7, 0.5), config={"parameters": parameters | {"epochs": 5, "workers": 1, "out": "elsewhere"}, "git": "abc"})
     make_run(out, "lp", 1, numbers(0.8, 0.7, 0.5), eval_batch_size=64)
     make_run(out, "flyp", 1, numbers(0.8, 0.7, 0.5), config={"parameters": parameters | {"eval_batch_size": 64, "method": "flyp"}, "versions": {"torch": "9"}})
-    lines = report.differences(report.find_runs(out, "toy"))
+    lines = tables.differences(records.find_runs(out, "toy"))
     assert [line.partition(":")[0] for line in lines] == ["carot's commit", "torch", "eval_batch_size", "epochs"]
     assert lines[1] == "torch: 2.0 in zs/seed=1, ft/seed=1, ft/seed=2 …; 9 in flyp/seed=1" and "5 in carot/seed=3" in lines[3]
-    assert "batch of 64 or 512," in report.caption(report.find_runs(out, "toy"), "batched_ece")
+    assert "batch of 64 or 512," in tables.caption(records.find_runs(out, "toy"), "batched_ece")
 
 
 def test_cost_is_the_mean_over_runs(out):
     make_run(out, "carot", 3, numbers(0.8, 0.7, 0.5), config={"seconds": {"train": 12.0, "evaluate": 2.0, "total": 15.0}})
-    cost = report.cost(report.find_runs(out, "toy"))
+    cost = tables.cost(records.find_runs(out, "toy"))
     assert cost.loc["carot"].dropna().to_dict() == {"runs": 3, "steps": 30, "pairs per second": 1000, "train (s)": 8, "evaluate (s)": 2, "total (s)": 11}
     assert list(cost.index) == ["zs", "ft", "carot"] and math.isnan(cost.loc["zs", "pairs per second"])
 
 
 def test_settings_show_only_what_a_method_uses(out):
-    table = report.settings(report.find_runs(out, "toy")).set_index("parameter")
+    table = tables.settings(records.find_runs(out, "toy")).set_index("parameter")
     assert table.loc["lr"].tolist() == ["–", "1e-05", "1e-05"] and table.loc["distillation_coef"].tolist() == ["–", "–", "1.5"]
 
 
 def test_files_of_a_table(out, tmp_path):
-    found, results = report.find_runs(out, "toy"), report.collect(out, "toy")
-    written = report.write_table(tmp_path/"report"/"table2", found, results, "accuracy")
+    found, results = records.find_runs(out, "toy"), tables.collect(out, "toy")
+    written = tables.write_table(tmp_path/"report"/"table2", found, results, "accuracy")
     assert (tmp_path/"report"/"table2.md").read_text() == written
     assert written.startswith("**Table 2: top-1 accuracy in %.** Benchmark toy, default settings.")
     lines = [line for line in written.splitlines() if line.startswith("|")]
     assert len({len(line) for line in lines}) == 1 and lines[0].split() == "| method | runs | Home (ID) | Near | Far | Avg. shifts |".split()
     assert re.search(r"^\| FLYP +\| 0 +\| not run +\|", written, re.M)
     again = pd.read_csv(tmp_path/"report"/"table2.tsv", sep="\t", index_col="method")
-    assert list(again)[:5] == ["Home", "Near", "Far", report.AVERAGE, "Home std"] and again.loc["ft", "Near"] == pytest.approx(0.64)
+    assert list(again)[:5] == ["Home", "Near", "Far", tables.AVERAGE, "Home std"] and again.loc["ft", "Near"] == pytest.approx(0.64)
     assert [file.name for file in (tmp_path/"report").iterdir() if file.name.startswith(".")] == []
 
 
 def test_diagrams_are_of_the_first_run_that_has_predictions(out):
-    results = report.collect(out, "toy")
-    assert report.reliability_grid(report.find_runs(out, "toy"), results) is None
+    results = tables.collect(out, "toy")
+    assert figures.reliability_grid(records.find_runs(out, "toy"), results) is None
     for name in ("carot/seed=1", "ft/seed=2", "ft/seed=3"):
         predictions = Predictions(torch.eye(3), torch.tensor([0, 1, 2]), True)
         for set in ("Home", "Far"): save_predictions(out/"toy"/name/"predictions"/f"{set}.safetensors", predictions)
-    found = report.find_runs(out, "toy")
-    assert [run.name for run in report.with_predictions(found).values()] == ["ft/seed=2", "carot/seed=1"]
-    axes = report.reliability_grid(found, results).axes
+    found = records.find_runs(out, "toy")
+    assert [run.name for run in figures.with_predictions(found).values()] == ["ft/seed=2", "carot/seed=1"]
+    axes = figures.reliability_grid(found, results).axes
     assert [ax.get_ylabel() for ax in axes[::3]] == ["FT\naccuracy", "CaRot\naccuracy"] and not axes[1].axison  # no predictions on Near
 
 
 def test_notes_are_found_without_loading_images():
-    assert "Ten classes" in report.note("handwriting") and report.note("/some/folder") == ""
+    assert "Ten classes" in tables.note("handwriting") and tables.note("/some/folder") == ""
 
 
 # --- the published figures
 
 def test_published_means():
-    accuracy, ece = (report.published(metric).query("source == 'paper'").set_index("method")[report.AVERAGE] for metric in ("accuracy", "batched_ece"))
+    accuracy, ece = (published.published(metric).query("source == 'paper'").set_index("method")[tables.AVERAGE] for metric in ("accuracy", "batched_ece"))
     assert {k: round(100 * v + 1e-9, 2) for k, v in accuracy.items()} == {
         "carot": 62.55, "ft": 57.5, "lp-ft": 59.92, "flyp": 59.46, "lipsum-ft": 61.04, "zs": 58.4}
     assert {k: round(v, 4) for k, v in ece.items() if k != "zs"} == {"carot": 0.0791, "ft": 0.2186, "lp-ft": 0.1468, "flyp": 0.1831, "lipsum-ft": 0.0914}
 
 
 def test_published_rows_are_labelled():
-    rows = report.published("accuracy")
+    rows = published.published("accuracy")
     assert (rows.remark[rows.source == "paper"] == "as transcribed").all()
     logged = rows.set_index("method").loc["zs_as_logged"]
     assert "not zero-shot" in logged.remark and set(rows.source[rows.method == "zs"]) == {"paper", "open_clip"}
     for metric in ("accuracy", "batched_ece"):
-        for line in report.published_table(metric).splitlines():
+        for line in published.published_table(metric).splitlines():
             assert "**" not in line or line.startswith("| paper"), "only the paper's rows are compared with each other"
-    with pytest.raises(UserError, match="accuracy, batched_ece"): report.published("ece")
+    with pytest.raises(UserError, match="accuracy, batched_ece"): published.published("ece")
 
 
 def test_published_best():
-    line = next(line for line in report.published_table("batched_ece").splitlines() if "| carot" in line and "paper" in line)
+    line = next(line for line in published.published_table("batched_ece").splitlines() if "| carot" in line and "paper" in line)
     assert line.count("**") == 2 * 2 and "**0.0367**" in line and "**0.0699**" in line  # V2 and Sketch; elsewhere others are lower
 
 
@@ -293,27 +299,27 @@ def test_every_cell_names_its_runs(out):
     file = out/"toy"/"flyp"/"seed=2"/"metrics.tsv"
     frame = pd.read_csv(file, sep="\t")
     write_metrics(file.parent, frame[frame.set != "Far"])
-    made, means = report.table_runs(report.collect(out, "toy"), "ece"), report.table(report.collect(out, "toy"), "ece")["mean"]
+    made, means = tables.table_runs(tables.collect(out, "toy"), "ece"), tables.table(tables.collect(out, "toy"), "ece")["mean"]
     assert list(made) == list(means) and list(made.index) == list(means.index)
     assert made.loc["flyp"].tolist() == ["flyp/seed=1 flyp/seed=2"] * 2 + ["flyp/seed=1"] * 2 and set(made.loc["lp-ft"]) == {"not run"}
-    page = report.html_table(report.collect(out, "toy"), "ece")
+    page = tables.html_table(tables.collect(out, "toy"), "ece")
     assert page.count("<span title=") == len(METHODS) * 4 and '<span title="zs/seed=1"><b>0.0200</b></span>' in page
 
 
 def test_latex_escapes_and_marks_the_best(out):
-    text = report.latex(pd.DataFrame({"a_b": ["**80.0** ± 0.1", "50 %", "–"]}), "**Table & co.** In %.")
+    text = tables.latex(pd.DataFrame({"a_b": ["**80.0** ± 0.1", "50 %", "–"]}), "**Table & co.** In %.")
     for part in (r"a\_b", r"\textbf{80.0} $\pm$ 0.1", r"50 \%", "--", r"\caption{Table \& co. In \%.}"): assert part in text, part
-    report.write_table(out/"table2", report.find_runs(out, "toy"), report.collect(out, "toy"), "accuracy")
+    tables.write_table(out/"table2", records.find_runs(out, "toy"), tables.collect(out, "toy"), "accuracy")
     assert r"FT & 3 & \textbf{80.0} $\pm$ 0.0 & 64.0 $\pm$ 4.6 &" in (out/"table2.tex").read_text()
 
 
 def test_coefficients_are_read_off_config(out):
-    assert report.coefficient_table(out, "toy").empty
+    assert tables.coefficient_table(out, "toy").empty
     make_run(out, "carot", 1, numbers(0.6, 0.5, 0.4, 0.3), orthogonality_coef=0.0)
     make_run(out, "carot", 1, numbers(0.7, 0.6, 0.5, 0.2), distillation_coef=3.0)
     make_run(out, "carot", 1, numbers(0.1, 0.1, 0.1), distillation_coef=0.0, epochs=3)
     make_run(out, "carot", 1, complete=False, orthogonality_coef=0.0, distillation_coef=3.0)
-    table = report.coefficient_table(out, "toy").set_index(["OC", "SD"])
+    table = tables.coefficient_table(out, "toy").set_index(["OC", "SD"])
     assert list(table.index) == [("0", "1.5"), ("0", "3"), ("0.2", "1.5"), ("0.2", "3")]
     assert table.loc[("0", "1.5")].tolist() == ["60.0", "45.0", "0.3000", "0.3000", "carot/orthogonality_coef=0,seed=1"]
     assert table.loc[("0", "3")].tolist() == ["not run"] * 5
@@ -322,7 +328,7 @@ def test_coefficients_are_read_off_config(out):
 
 def test_peak_memory_is_shown_where_it_was_recorded(out):
     make_run(out, "carot", 3, numbers(0.8, 0.7, 0.5), config={"peak_memory_mb": 900})
-    shown = report.cost(report.find_runs(out, "toy"))["peak memory (MB)"]
+    shown = tables.cost(records.find_runs(out, "toy"))["peak memory (MB)"]
     assert shown["carot"] == 900 and math.isnan(shown["ft"])
 
 
@@ -332,19 +338,19 @@ def test_risk_and_coverage_by_hand():
     rng = np.random.default_rng(0)
     confidences, correct = rng.permutation(50) / 50, rng.random(50) < 0.7
     order = np.argsort(-confidences)
-    assert np.allclose(report.risk_coverage(confidences, correct), [1 - correct[order][:k].mean() for k in range(1, 51)])
+    assert np.allclose(figures.risk_coverage(confidences, correct), [1 - correct[order][:k].mean() for k in range(1, 51)])
     shuffled = rng.permutation(50)
-    assert np.allclose(report.risk_coverage(np.round(confidences, 1), correct), report.risk_coverage(np.round(confidences, 1)[shuffled], correct[shuffled]))
-    assert report.risk_coverage(1.0 * correct, correct).mean() < report.risk_coverage(confidences, correct).mean() < report.risk_coverage(1.0 - correct, correct).mean()
+    assert np.allclose(figures.risk_coverage(np.round(confidences, 1), correct), figures.risk_coverage(np.round(confidences, 1)[shuffled], correct[shuffled]))
+    assert figures.risk_coverage(1.0 * correct, correct).mean() < figures.risk_coverage(confidences, correct).mean() < figures.risk_coverage(1.0 - correct, correct).mean()
 
 
 def test_what_was_logged_is_recomputed(tmp_path):
-    run = report.read_run(full_run(tmp_path, "ft", 1, 1.5, 1.0))
-    assert report.recomputed(run) < 1e-12 and report.recomputed(report.read_run(make_run(tmp_path, "carot", 1, numbers(0.8, 0.7, 0.6)))) is None
+    run = records.read_run(full_run(tmp_path, "ft", 1, 1.5, 1.0))
+    assert tables.recomputed(run) < 1e-12 and tables.recomputed(records.read_run(make_run(tmp_path, "carot", 1, numbers(0.8, 0.7, 0.6)))) is None
     frame = pd.read_csv(run.path/"metrics.tsv", sep="\t")
     frame.loc[(frame.set == "Far") & (frame.metric == "ece"), "value"] += 0.01
     write_metrics(run.path, frame)
-    assert report.recomputed(run) == pytest.approx(0.01)
+    assert tables.recomputed(run) == pytest.approx(0.01)
 
 
 # --- the notebook
@@ -383,7 +389,7 @@ def test_the_notebook_end_to_end(tmp_path, monkeypatch, capsys):
     full_run("logs", "carot", 2, 3.1, 1.2)
     make_run("logs", "flyp", complete=False)
     make_run("logs", "carot", 1, numbers(0, 0, 0), epochs=3)
-    executed = runs.report(benchmark="toy", out="logs")
+    executed = commands.report(benchmark="toy", out="logs")
     folder = tmp_path/"logs"/"toy"/"report"
     assert {file.name for file in folder.iterdir()} == FILES and executed.resolve() == folder/"report.ipynb"
     printed = capsys.readouterr().out
@@ -395,7 +401,7 @@ def test_the_notebook_end_to_end(tmp_path, monkeypatch, capsys):
     assert "against FT" in shown and "against FLYP" not in shown and "Not run: CaRot was trained with one pair" in shown
     assert "from the saved predictions of 6 runs differ from those logged by at most 0." in shown
     assert "Methods without a complete run: FLYP." in shown and "`epochs=3`" in shown and "| unfinished |" in shown and "published figures" not in shown
-    results = report.collect("logs", "toy")
+    results = tables.collect("logs", "toy")
     assert np.allclose(pd.read_csv(folder/"results.tsv", sep="\t").value, results.value) and len(results) == 6 * 4 * 8
     assert "Error" not in shown and str(tmp_path) not in executed.read_text()
     assert all(50 < len(file.read_bytes()) < 300_000 for file in folder.glob("*.png"))
@@ -406,7 +412,7 @@ def test_the_notebook_without_predictions_beside_published_figures(tmp_path, mon
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda markdown, raw=False: shown.append("" if raw else markdown.data))
     space = {}
-    for cell in nbformat.read(runs.notebook_path("report"), 4).cells:  # in this process, which is quicker
+    for cell in nbformat.read(execute.notebook_path("report"), 4).cells:  # in this process, which is quicker
         if cell.cell_type == "code": exec(cell.source, space)
         if "parameters" in cell.metadata.get("tags", []): space |= {"benchmark": "imagenet", "out": str(tmp_path)}
     assert not (tmp_path/"imagenet"/"report"/"reliability.png").exists()
@@ -415,6 +421,6 @@ def test_the_notebook_without_predictions_beside_published_figures(tmp_path, mon
 
 
 def test_the_notebook_s_parameters():
-    known = runs.parameters(runs.notebook_path("report"))
+    known = settings.parameters(execute.notebook_path("report"))
     assert {name: about["type"] for name, about in known.items()} == {"benchmark": str, "out": str, "select": str}
     assert all(about["help"] for about in known.values())

@@ -13,10 +13,13 @@ from open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from carot import shards
-from carot.data import BadImage, Benchmark, CaptionedImages, UserError, load_benchmark, read_image
-from carot.files import scan_classes
-from carot.shards import ShardImages, fast, read_tensor, shard_path, shrink, write_shards
+from carot.benchmarks import shards
+from carot.data import BadImage, Benchmark, CaptionedImages, load_benchmark, read_image
+from carot.core import UserError
+from carot.benchmarks.files import scan_classes
+from carot.benchmarks.shards import ShardImages
+from carot.benchmarks.decode import fast, read_tensor
+from carot.benchmarks.shrink import shrink, write_shards
 
 CLASSES = {"ant": 0, "bee": 1, "été": 2}
 TRAIN = image_transform_v2(PreprocessCfg(size=32), is_train=True, aug_cfg=AugmentationCfg(scale=(0.9, 1.0)))

@@ -4,14 +4,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import psutil
 import pytest
 
-from carot.data import UserError
-from carot.sweeps import load_sweep, sweep
+from carot.core import UserError
+from carot.runs.sweeps import load_sweep, sweep
 from test_runs import tree, wait, write_notebook
 
 PARAMETERS = """\
@@ -22,8 +21,9 @@ seed: int = 1  # of everything random
 out: str = None  # folder of all results"""
 RUN = """\
 import math, time
-from carot.data import write_atomic
-from carot.runs import open_run, resolve
+from carot.core import write_atomic
+from carot.runs.records import open_run
+from carot.runs.settings import resolve
 run = open_run(*resolve(dict(method=method, lr=lr, epochs=epochs, seed=seed, out=out)), steps=10)
 print("this is", run.path.name)
 if (lr, epochs) == (0.1, 1): raise ArithmeticError("the loss is not finite")

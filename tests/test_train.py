@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from carot.clip import load_clip, zero_shot_head
-from carot.data import UserError
+from carot.clip import zero_shot_head
+from carot.core import UserError
 from carot.evaluate import classifier, predict_sets
-from carot.train import METHODS, FineTuned, fine_tune, load_finetuned, make_accelerator
+from carot.train import METHODS, FineTuned, fine_tune, load_finetuned
+from carot.engine.devices import make_accelerator
 
 SETTINGS = dict(epochs=3, batch_size=16, lr=1e-3, warmup_steps=2, teacher_update_every=2, device="cpu")
 
