@@ -12,6 +12,12 @@ cfg = parser["DEFAULT"]
 
 # folder in the wheel -> files of the clone that go there
 SHIPPED = {"notebooks": "nbs/runs/*.ipynb", "reported": "expt_logs/reported/*"}
+CLASSIFIERS = [
+    "Development Status :: 4 - Beta", "Environment :: Console", "Framework :: Jupyter", "Intended Audience :: Science/Research",
+    "License :: OSI Approved :: Apache Software License", "Natural Language :: English", "Operating System :: OS Independent",
+    "Programming Language :: Python :: 3", *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
+    "Topic :: Scientific/Engineering :: Artificial Intelligence", "Topic :: Scientific/Engineering :: Image Recognition",
+    "Typing :: Typed"]
 
 
 class BuildWithNotebooks(build_py):
@@ -34,9 +40,12 @@ setup(
     long_description_content_type="text/markdown",
     author=cfg["author"],
     license="Apache-2.0",
+    classifiers=CLASSIFIERS,
     keywords=cfg["keywords"],
+    # the second makes an editable install a path: `import carot` then finds the package from the clone's parent folder, too
     packages=find_packages(include=["carot", "carot.*"]),
-    package_data={"carot": ["weights/*/*"]},
+    package_dir={"": "."},
+    package_data={"carot": ["py.typed", "weights/*/*"]},
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),

@@ -5,24 +5,26 @@
 # %% ../nbs/1_method/07_calibration.ipynb #1f3e2392
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
 from typing import Any
 
 import numpy as np
-import torch
 
-from .core import UserError
+from .core import UserError, load_object, unknown
 
 # %% auto #0
-__all__ = ['METRICS', 'T_MIN', 'T_MAX', 'PER_SAMPLE', 'to_numpy', 'check_matrix', 'check_labels', 'check_probs', 'check_count',
-           'softmax', 'top_label', 'accuracy', 'confidence', 'log_losses', 'squared_errors', 'nll', 'brier_score',
-           'bin_index', 'binned_error', 'ece', 'batched_ece', 'equal_mass_error', 'adaptive_ece', 'classwise_ece',
-           'reliability_diagram', 'nll_slope', 'fit_temperature', 'bootstrap_values', 'percentile_interval',
-           'bootstrap']
+__all__ = ['METRICS', 'T_MIN', 'T_MAX', 'to_numpy', 'check_matrix', 'check_labels', 'check_probs', 'check_count', 'softmax',
+           'top_label', 'accuracy', 'confidence', 'log_losses', 'squared_errors', 'nll', 'brier_score', 'bin_index',
+           'binned_error', 'ece', 'batched_ece', 'equal_mass_error', 'adaptive_ece', 'classwise_ece', 'Metric',
+           'gaps_by_bin', 'find_metric', 'find_metrics', 'reliability_diagram', 'nll_slope', 'fit_temperature',
+           'resample_rows', 'resample_counts', 'metric_and_options', 'drawn', 'column_means', 'resampled',
+           'bootstrap_values', 'percentile_interval', 'bootstrap']
 
 # %% ../nbs/1_method/07_calibration.ipynb #ba9e0915
 def to_numpy(
@@ -30,7 +32,7 @@ def to_numpy(
     name: str,  # what to call it in an error
 ) -> np.ndarray:
     "The numbers in `values`, wherever they are stored."
-    if isinstance(values, torch.Tensor):
+    if hasattr(values, "detach"):  # a tensor
         values = values.detach().cpu()
         values = (values.double() if values.is_floating_point() else values).numpy()  # NumPy has no bfloat16
     try: array = np.asarray(values)
@@ -227,10 +229,102 @@ def classwise_ece(
     return float(np.mean([binned_error(column, labels == c, n_bins) for c, column in enumerate(probs.T)]))
 
 # %% ../nbs/1_method/07_calibration.ipynb #2d2ba5cd
-METRICS = {
-    "accuracy": accuracy, "nll": nll, "brier": brier_score, "ece": ece,
-    "adaptive_ece": adaptive_ece, "classwise_ece": classwise_ece, "confidence": confidence,
-}
+@dataclass(frozen=True)
+class Metric:
+    "A function of probabilities and labels, and all that tables, figures and comparisons need to know of it."
+    name: str  # in files: "ece"
+    title: str  # for readers: "ECE"
+    function: Callable  # (probs (N, C), labels (N,), **options) -> number
+    higher_is_better: bool | None  # None: neither is
+    scale: float = 1  # times this when it is shown; 100: a fraction, shown in percent
+    digits: int = 4  # decimals when it is shown
+    unit: str = ""  # of a difference: "points"
+    label: str = ""  # of an axis; "" = title and unit
+    per_image: Callable | None = None  # (probs, labels, **options) -> (N,) or (N, k): what it needs of each image
+    finish: Callable | None = None  # means of the columns of `per_image` (…, k) -> (…); None: the first of them
+    on_images: Callable | None = None  # columns of `per_image` (N, k), **options -> number, if means do not suffice
+
+    def __post_init__(self):
+        unit = " (%)" if self.scale == 100 else f" ({self.unit})" if self.unit else ""
+        object.__setattr__(self, "label", self.label or self.title + unit)
+
+    def __call__(self, probs: Any, labels: Any, **options: Any) -> float:
+        return float(self.function(probs, labels, **options))
+
+    @property
+    def sign(self) -> int:
+        "What a difference must be multiplied with to be an advantage: 1, -1, or 0 where neither is better."
+        return 0 if self.higher_is_better is None else 1 if self.higher_is_better else -1
+
+    @property
+    def of_means(self) -> bool:
+        "Whether it is a function of means over images."
+        return self.per_image is not None and self.on_images is None
+
+    def takes(self, option: str) -> bool:
+        "Whether its function has such a parameter."
+        return option in inspect.signature(self.function).parameters
+
+    def show(self, value: float) -> str:
+        "A value as it is printed; a dash for one that is missing."
+        return "–" if math.isnan(value) else f"{self.scale * value:.{self.digits}f}"
+
+    def show_difference(self, value: float) -> str:
+        "A difference of two values as it is printed, with its sign."
+        return "–" if math.isnan(value) else f"{self.scale * value:+.{self.digits}f}"
+
+    def better(self, a: float, b: float) -> bool:
+        "Is `a` better than `b`?"
+        return self.sign * (a - b) > 0
+
+# %% ../nbs/1_method/07_calibration.ipynb #e29d6de4
+def gaps_by_bin(
+    probs: Any,  # (N, C)
+    labels: Any,  # (N,)
+    n_bins: int = 10,  # of equal width
+) -> np.ndarray:  # (N, n_bins)
+    "Correct minus confidence of each sample, in the column of its bin."
+    confidences, correct = top_label(probs, labels)
+    columns = np.zeros((len(correct), n_bins))
+    columns[np.arange(len(correct)), bin_index(confidences, n_bins)] = correct - confidences
+    return columns
+
+# %% ../nbs/1_method/07_calibration.ipynb #f7526029
+METRICS = {metric.name: metric for metric in (
+    Metric("accuracy", "accuracy", accuracy, True, 100, 1, "points",
+           per_image=lambda probs, labels: top_label(probs, labels)[1]),
+    Metric("nll", "NLL", nll, False, per_image=log_losses),
+    Metric("brier", "Brier score", brier_score, False, per_image=squared_errors),
+    Metric("ece", "ECE", ece, False, label="expected calibration error",
+           per_image=gaps_by_bin, finish=lambda means: abs(means).sum(-1)),
+    Metric("adaptive_ece", "adaptive ECE", adaptive_ece, False, per_image=lambda *data: np.stack(top_label(*data), 1),
+           on_images=lambda columns, **options: equal_mass_error(*columns.T, **options)),
+    Metric("classwise_ece", "class-wise ECE", classwise_ece, False),
+    Metric("confidence", "confidence", confidence, None, 100, 1, "points",
+           per_image=lambda probs, labels: top_label(probs, labels)[0]),
+    Metric("batched_ece", "batched ECE", batched_ece, False),
+)}
+
+# %% ../nbs/1_method/07_calibration.ipynb #7219fef5
+def find_metric(
+    reference: str | Metric,  # "ece", or "package.module:NAME" of one that is not built in
+) -> Metric:
+    "The metric that is meant. Raises `UserError`."
+    if isinstance(reference, Metric): return reference
+    if reference in METRICS: return METRICS[reference]
+    if ":" in reference: return load_object(reference, Metric)
+    raise unknown("metric", reference, list(METRICS))
+
+def find_metrics(
+    more: str | Iterable[str | Metric] = "",  # "package.module:NAME,…": metrics besides the built-in ones
+) -> dict[str, Metric]:
+    "The built-in metrics, then the others, by name. Raises `UserError`, also for a name that is taken."
+    found = dict(METRICS)
+    for reference in more.replace(",", " ").split() if isinstance(more, str) else more:
+        metric = find_metric(reference)
+        if found.setdefault(metric.name, metric) != metric:
+            raise UserError(f"{reference} is called {metric.name!r} like another metric; give it another name")
+    return found
 
 # %% ../nbs/1_method/07_calibration.ipynb #3ef295b9
 def reliability_diagram(
@@ -300,14 +394,74 @@ def fit_temperature(
     return 1 / beta
 
 # %% ../nbs/1_method/07_calibration.ipynb #f2314325
-PER_SAMPLE = {  # metric: (what it needs of each sample, how that becomes one number)
-    accuracy: (top_label, lambda confidences, correct: correct.mean()),
-    confidence: (top_label, lambda confidences, correct: confidences.mean()),
-    ece: (top_label, binned_error),
-    adaptive_ece: (top_label, equal_mass_error),
-    nll: (log_losses, np.mean),
-    brier_score: (squared_errors, np.mean),
-}
+def resample_rows(
+    size: int,  # images in the set
+    n: int,  # resamples
+    seed: int = 0,
+) -> Iterator[np.ndarray]:  # n times (size,)
+    "The images of each resample, which depend on the seed and the number of images only."
+    check_count(n, "n")
+    rng = np.random.default_rng(seed)
+    return (rng.integers(size, size=size) for _ in range(n))
+
+def resample_counts(
+    size: int,  # images in the set
+    n: int,  # resamples
+    seed: int = 0,
+) -> np.ndarray:  # (n, size) uint8
+    "How often each image occurs in each resample."
+    return np.stack([np.bincount(rows, minlength=size).astype(np.uint8) for rows in resample_rows(size, n, seed)])
+
+# %% ../nbs/1_method/07_calibration.ipynb #6ced0b0b
+def metric_and_options(
+    metric: Callable,  # a `Metric`, a built-in metric's function, either with options fixed by `partial`, or any other
+) -> tuple[Metric, dict[str, Any]]:
+    "The metric behind a function, and the options that are fixed."
+    function, options = (metric.func, metric.keywords) if isinstance(metric, partial) and not metric.args else (metric, {})
+    if isinstance(function, Metric): return function, options
+    for known in METRICS.values():
+        if known.function is function: return known, options
+    return Metric("", "", metric, None), {}
+
+def drawn(
+    metric: Metric,
+    options: dict[str, Any],  # of the metric
+    data: tuple[np.ndarray, ...],  # probs (N, C), labels (N,)
+    resamples: Iterable[np.ndarray],  # rows of each
+) -> np.ndarray:  # (n,)
+    "The metric of the rows that are in each resample."
+    function = metric
+    if metric.on_images: data, function = (np.asarray(metric.per_image(*data), dtype=float),), metric.on_images
+    return np.array([function(*(np.take(values, rows, axis=0) for values in data), **options) for rows in resamples])
+
+# %% ../nbs/1_method/07_calibration.ipynb #7fb8fd1a
+def column_means(
+    columns: np.ndarray,  # (N, k)
+    counts: np.ndarray,  # (n, N)
+) -> np.ndarray:  # (n, k)
+    "Mean of each column over the images of each resample."
+    infinite = np.isinf(columns)  # 0 × ∞ is not a number, but an image that was not drawn counts for nothing
+    finite, parts = np.where(infinite, 0, columns), np.array_split(counts, max(1, counts.size // 2**24))
+    sums = np.concatenate([part @ finite for part in parts])  # not all of the counts as floats at once
+    if infinite.any(): sums[np.concatenate([part @ infinite.astype(float) for part in parts]) > 0] = np.inf
+    return sums / len(columns)
+
+# %% ../nbs/1_method/07_calibration.ipynb #befb434f
+def resampled(
+    metric: Callable,  # (probs, labels) -> number; `partial(ece, n_bins=15)` is one, too
+    probs: Any,  # (N, C)
+    labels: Any,  # (N,)
+    counts: np.ndarray,  # (n, N), as from `resample_counts`
+) -> np.ndarray:  # (n,)
+    "The metric on each resample."
+    metric, options = metric_and_options(metric)
+    data = check_probs(probs, labels)
+    if not metric.of_means:
+        images = np.arange(counts.shape[1])
+        return drawn(metric, options, data, (np.repeat(images, count) for count in counts))
+    columns = np.asarray(metric.per_image(*data, **options), dtype=float).reshape(counts.shape[1], -1)
+    means = column_means(columns, counts)
+    return metric.finish(means) if metric.finish else means[:, 0]
 
 def bootstrap_values(
     metric: Callable,  # (probs, labels) -> number; `partial(ece, n_bins=15)` is one, too
@@ -316,16 +470,10 @@ def bootstrap_values(
     n: int = 1000,  # resamples
     seed: int = 0,  # of the resamples
 ) -> np.ndarray:  # (n,)
-    "The metric on `n` resamples of the rows, which depend on the seed and the number of samples only."
-    check_count(n, "n")
-    data = check_probs(probs, labels)
-    function, options = (metric.func, metric.keywords) if isinstance(metric, partial) else (metric, {})
-    if function in list(PER_SAMPLE):  # a list, because a metric need not be hashable
-        per_sample, summary = PER_SAMPLE[function]
-        data, metric = np.atleast_2d(per_sample(*data)), partial(summary, **options)
-    rng, size = np.random.default_rng(seed), len(data[0])
-    resamples = (rng.integers(size, size=size) for _ in range(n))
-    return np.array([metric(*(column[rows] for column in data)) for rows in resamples], dtype=float)
+    "The metric on `n` resamples of the images, which depend on the seed and the number of images only."
+    found, options = metric_and_options(metric)
+    if found.of_means: return resampled(metric, probs, labels, resample_counts(len(labels), n, seed))
+    return drawn(found, options, check_probs(probs, labels), resample_rows(len(labels), n, seed))
 
 # %% ../nbs/1_method/07_calibration.ipynb #317c94a4
 def percentile_interval(

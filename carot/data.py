@@ -6,29 +6,40 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import Dataset
-from .core import UserError
-from .core import unknown
+
+from .core import UserError, lazy, load_object, spell, unknown
 
 # %% auto #0
-__all__ = ['BUILT_IN', 'EvalSet', 'Benchmark', 'ArrayImages', 'BadImage', 'image_name', 'read_image', 'sample_seeds',
-           'CaptionedImages', 'EpochBatches', 'is_folder', 'benchmark_module', 'benchmark_defaults', 'load_benchmark']
+__all__ = ['Images', 'EvalSet', 'Benchmark', 'ArrayImages', 'BadImage', 'image_name', 'read_image', 'sample_seeds',
+           'CaptionedImages', 'EpochBatches', 'BenchmarkSpec', 'built_in_benchmarks', 'benchmark_spec',
+           'load_benchmark']
+
+# %% ../nbs/1_method/02_data.ipynb #5a94bb0f
+if TYPE_CHECKING: import torch
+else: torch = lazy("torch")
+
+# %% ../nbs/1_method/02_data.ipynb #e123df7c
+class Images(Protocol):
+    "A map-style dataset: anything with a length whose items are (image, label)."
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Any, int]: ...
 
 # %% ../nbs/1_method/02_data.ipynb #7f46eca4
 @dataclass
 class EvalSet:
     "A named test set together with the classes it scores."
-    dataset: Dataset  # map-style: index -> (image, label), in class order; labels count this set's own classes
+    dataset: Images  # index -> (image, label), in class order; labels count this set's own classes
     id: bool  # True: from the training distribution; False: a distribution shift
     groups: list[list[int]] | None = None  # per own class, the benchmark's classes it covers; None: all of them, one to one
 
@@ -52,10 +63,11 @@ class Benchmark:
     name: str  # short; a folder of `expt_logs` is named after it
     classnames: list[str]  # C names, as they stand in captions
     templates: list[str]  # captions and prompts, each with one `{}` for the class name
-    train: Dataset  # map-style: index -> (image, label)
-    val: Dataset  # ID validation, same form: the only set on which anything is chosen or fitted
+    train: Images  # index -> (image, label)
+    val: Images  # ID validation, same form: the only set on which anything is chosen or fitted
     eval: dict[str, EvalSet]  # evaluation sets by name, in report order
     note: str = ""  # what a reader of its results must know; printed in the report
+    spec: BenchmarkSpec | None = None  # what was known of it before it was loaded
 
     def __post_init__(self):
         if not self.classnames: raise UserError(f"benchmark {self.name!r} has no classes")
@@ -77,7 +89,7 @@ class Benchmark:
         return {k: v for k, v in self.eval.items() if not names or k in names}
 
 # %% ../nbs/1_method/02_data.ipynb #e09ce444
-class ArrayImages(Dataset):
+class ArrayImages:
     "A map-style dataset over decoded images."
     def __init__(
         self,
@@ -99,14 +111,16 @@ class ArrayImages(Dataset):
 class BadImage(UserError):
     "An image that cannot be read. The message names it."
 
+# %% ../nbs/1_method/02_data.ipynb #2d5a8955
 def image_name(
-    dataset: Dataset,
+    dataset: Images,
     index: int,
 ) -> str:
     "The file of an image, if its dataset has a method `path` that tells; else its number."
     while hasattr(dataset, "indices"): index, dataset = dataset.indices[index], dataset.dataset  # a Subset
     return str(dataset.path(index)) if hasattr(dataset, "path") else f"image {index}"
 
+# %% ../nbs/1_method/02_data.ipynb #237b9590
 def read_image(
     path: str | Path,
 ) -> Image.Image:  # RGB
@@ -130,7 +144,7 @@ def sample_seeds(
     return int(augmentation), int(caption)
 
 # %% ../nbs/1_method/02_data.ipynb #701cbcaf
-class CaptionedImages(Dataset):
+class CaptionedImages:
     "The training set as (image, caption, label, index), a pure function of (seed, epoch, index)."
     def __init__(
         self,
@@ -185,42 +199,68 @@ class EpochBatches:
             yield [(self.epoch, int(i)) for i in self.order[at:at + self.batch_size]]
 
 # %% ../nbs/1_method/02_data.ipynb #ec93e967
-BUILT_IN = {"glyphs": "carot.glyphs", "plain_glyphs": "carot.plain_glyphs", "handwriting": "carot.handwriting", "imagenet": "carot.imagenet"}
+@dataclass(frozen=True)
+class BenchmarkSpec:
+    "What is known of a benchmark before it is loaded."
+    name: str  # in commands and results
+    summary: str  # what it is, in a line
+    load: Callable[..., Benchmark]  # of root, transform, train_transform, eval_sets
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # run settings in which it departs from the paper's
+    method_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # the same for one method, by its name
+    note: str = ""  # what a reader of its results must know
+    inspect: Callable[..., list] | None = None  # of root and eval_sets: what is there, set by set; None: the loaded sets
+    counts: Mapping[str, int] = field(default_factory=dict)  # images of a complete copy by set, "train" too
+    published: Callable[[str], Any] | None = None  # of a metric's name: a table of published figures
+    zero_shot: Callable[[str, str | None], dict[str, float]] | None = None  # of model and weights: published accuracy by set
+    needs_root: bool = False  # whether its images must be given as a folder
+    control: str = ""  # the benchmark without its shortcut, which claims look at, too
+    equal_rates: tuple[str, ...] = ()  # learning rates at which claims compare methods, beside the tuned ones
+    path: str = ""  # of a folder of one's own
 
-def is_folder(
-    name_or_path: str,  # as for `load_benchmark`
-) -> bool:  # False: a built-in benchmark
-    "Whether a benchmark is a folder of one's own. Raises `UserError` if it is neither that nor built in."
-    if name_or_path in BUILT_IN: return False
-    if os.path.isdir(name_or_path): return True  # unlike Path.is_dir, False for names no file can have
+    def defaults_for(self, method: str) -> dict[str, Any]:
+        "The run settings in which it departs from the paper's, for one method."
+        return {**self.defaults, **self.method_defaults.get(method, {})}
+
+    @property
+    def folder(self) -> str:
+        "What its folder of results is called."
+        return spell(self.path or self.name)
+
+# %% ../nbs/1_method/02_data.ipynb #ed2e3c8e
+@cache
+def built_in_benchmarks() -> dict[str, BenchmarkSpec]:
+    "The benchmarks that come with carot, by name."
+    folder = Path(find_spec("carot.benchmarks").submodule_search_locations[0])
+    files = [file for file in sorted(folder.glob("*.py")) if "BenchmarkSpec(" in file.read_text(encoding="utf-8")]
+    modules = [import_module(f"carot.benchmarks.{file.stem}") for file in files]
+    specs = [found for module in modules for found in vars(module).values() if isinstance(found, BenchmarkSpec)]
+    return {spec.name: spec for spec in specs}
+
+# %% ../nbs/1_method/02_data.ipynb #3fc0e935
+def benchmark_spec(
+    name_or_path: str,  # "glyphs", "package.module:NAME", or the path of a folder with train/ and val/
+) -> BenchmarkSpec:
+    "What is known of a benchmark. Raises `UserError` if there is none of this name and no such folder."
+    built_in = built_in_benchmarks()
+    if name_or_path in built_in: return built_in[name_or_path]
+    if os.path.isdir(name_or_path):  # unlike Path.is_dir, False for names no file can have
+        return import_module("carot.benchmarks.folders").folder_spec(name_or_path)
     if any(mark in name_or_path for mark in (os.sep, "/")) or name_or_path.startswith((".", "~")):
         raise UserError(f"there is no folder {name_or_path!r} (parameter benchmark)")
-    raise unknown("benchmark", name_or_path, [*BUILT_IN, "or the path of a folder"])
+    if ":" in name_or_path: return load_object(name_or_path, BenchmarkSpec)
+    raise unknown("benchmark", name_or_path, [*built_in, "module:NAME", "or the path of a folder"])
 
-def benchmark_module(name_or_path: str):
-    "The module that loads a benchmark."
-    return import_module("carot.folders" if is_folder(name_or_path) else BUILT_IN[name_or_path])
-
-def benchmark_defaults(
-    name_or_path: str,  # as for `load_benchmark`
-    method: str,  # "carot", "ft", …
-) -> dict[str, Any]:
-    "The run parameters in which a benchmark departs from the paper's, for one method."
-    module = benchmark_module(name_or_path)
-    return module.DEFAULTS | module.METHOD_DEFAULTS.get(method, {})
-
-# %% ../nbs/1_method/02_data.ipynb #ef2e33c2
+# %% ../nbs/1_method/02_data.ipynb #ca5c9d5b
 def load_benchmark(
-    name_or_path: str,  # "glyphs", "handwriting", "imagenet", or the path of a folder with train/ and val/
-    root: str | Path | None = None,  # folder of a built-in benchmark's files, or of its cache
+    name_or_path: str | Path,  # as for `benchmark_spec`
+    root: str | Path | None = None,  # folder of a benchmark's files, or of its cache
     transform: Callable | None = None,  # of every image: PIL -> tensor; None: PIL images
     train_transform: Callable | None = None,  # of training images; None: `transform`
     eval_sets: Sequence[str] | None = None,  # evaluation sets that are wanted; None: all
 ) -> Benchmark:
     "A benchmark by name or path. Raises `UserError` for an unknown name, a missing folder or an unknown evaluation set."
-    name = str(name_or_path)
-    if is_folder(name) and root is not None: raise UserError(f"benchmark {name!r} is a folder; leave out root={str(root)!r}")
+    spec = benchmark_spec(str(name_or_path))
+    if spec.path and root is not None: raise UserError(f"benchmark {spec.path!r} is a folder; leave out root={str(root)!r}")
     if root is not None and not Path(root).is_dir(): raise UserError(f"there is no folder {str(root)!r} (parameter root)")
-    root = name if is_folder(name) else root
-    benchmark = benchmark_module(name).load(root, transform, train_transform or transform, eval_sets)
-    return replace(benchmark, eval=benchmark.select(eval_sets))
+    benchmark = spec.load(spec.path or root, transform, train_transform or transform, eval_sets)
+    return replace(benchmark, eval=benchmark.select(eval_sets), spec=spec)

@@ -6,48 +6,90 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
+import platform
+import re
+import sys
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from ..config import RunSettings, check_bounds, describe
 from ..core import UserError, unknown
+from .log import tracking
 
 # %% auto #0
-__all__ = ['TRACKERS', 'tracking', 'make_accelerator']
+__all__ = ['device_choices', 'check_device', 'is_main_process', 'is_one_of_many', 'choose_precision', 'make_accelerator',
+           'hardware', 'peak_memory_mb']
 
 # %% ../../nbs/3_engine/00_devices.ipynb #8b3160db
-TRACKERS = ("tensorboard", "wandb", "mlflow")
-
-def tracking(report_to: str | None, out: Path | None) -> dict:
-    "What `Accelerator` must be told of a tracker. Raises `UserError` if its package is missing."
-    if report_to is None: return {}
-    if report_to not in TRACKERS: raise unknown("report_to", report_to, list(TRACKERS))
-    if find_spec(report_to) is None: raise UserError(f"report_to={report_to}: the package {report_to} is not installed; pip install {report_to}")
-    if out is None: raise UserError(f"report_to={report_to} needs a directory (out)")
-    return {"log_with": report_to, "project_dir": str(out)}
+def device_choices() -> list[str]:
+    "What the setting `device` can be on this machine."
+    cuda = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
+    return ["auto", "cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 # %% ../../nbs/3_engine/00_devices.ipynb #ecc5ea39
+def check_device(
+    device: str,  # "auto", "cpu", "cuda", "cuda:1", "mps"
+) -> None:
+    "Raises `UserError` for a device that this machine has not."
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps"): raise unknown("device", device, device_choices())
+    if index and is_one_of_many():
+        raise UserError(f"device={device}: several processes take a device each; use device=auto")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={device}: this machine has {torch.cuda.device_count()} CUDA devices; use device=auto")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device=mps: not available here; use device=auto")
+
+def is_main_process() -> bool:
+    "Whether this process is the first of those that a launcher started; a process by itself is."
+    return os.environ.get("RANK", "0") == "0"
+
+def is_one_of_many() -> bool:
+    "Whether other processes work on the same run."
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+# %% ../../nbs/3_engine/00_devices.ipynb #f64d62fd
+def choose_precision(
+    precision: str,  # "auto", "fp32", "bf16", "fp16"
+    on_cpu: bool,
+) -> str:  # what accelerate calls it: "no", "bf16", "fp16"
+    "The precision to work in. Raises `UserError` for an unknown one and for fp16 on a CPU."
+    check_bounds({"precision": precision}, describe(RunSettings))
+    if precision == "fp16" and on_cpu: raise UserError("precision=fp16 needs a GPU; use fp32 or bf16")
+    can_bf16 = not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if precision == "auto": precision = "bf16" if can_bf16 else "fp32"
+    return "no" if precision == "fp32" else precision
+
 def make_accelerator(
     device: str = "auto",  # "auto", "cpu", "cuda", "cuda:1", "mps"
     precision: str = "auto",  # "auto", "fp32", "bf16", "fp16"
     report_to: str | None = None,  # "tensorboard", "wandb", "mlflow"
     out: Path | None = None,  # where a tracker puts its files
 ) -> Accelerator:
-    "An accelerator for one device a process. Raises `UserError` if the machine has no such device or it cannot do the precision."
-    if precision not in ("auto", "fp32", "bf16", "fp16"): raise unknown("precision", precision, ["auto", "fp32", "bf16", "fp16"])
+    "An accelerator for one device a process. Raises `UserError` for what the machine has not or cannot."
+    check_device(device)
     kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps"): raise unknown("device", device, ["auto", "cpu", "cuda", "mps"])
-    if index and int(os.environ.get("WORLD_SIZE", 1)) > 1: raise UserError(f"device={device}: several processes take a device each; use device=auto")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device={device}: this machine has {torch.cuda.device_count()} CUDA devices; use device=auto")
-    if kind == "mps" and not torch.backends.mps.is_available(): raise UserError("device=mps: not available here; use device=auto")
     on_cpu = kind == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    if precision == "fp16" and on_cpu: raise UserError("precision=fp16 needs a GPU; use fp32 or bf16")
-    if precision == "auto": precision = "bf16" if not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    chosen = choose_precision(precision, on_cpu)
     if index: torch.cuda.set_device(int(index))
-    AcceleratorState._reset_state(reset_partial_state=True)  # else a second run in this process would keep the first one's precision
-    settings = tracking(report_to, out)
-    return Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision, **settings)
+    AcceleratorState._reset_state(reset_partial_state=True)  # or this process would keep an earlier run's precision
+    return Accelerator(cpu=on_cpu, mixed_precision=chosen, **tracking(report_to, out))
+
+# %% ../../nbs/3_engine/00_devices.ipynb #8482d56b
+def hardware() -> str:
+    "Processor, cores and GPUs in words."
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*:\s*(.*)", info.read_text()) if info.exists() else None
+    cpu = model[1] if model else platform.processor() or platform.machine()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join([f"{cpu}, {os.cpu_count()} cores", *gpus])
+
+def peak_memory_mb() -> int | None:  # None where the system does not tell
+    "The largest memory so far, in MB: what PyTorch had allocated on the GPU, or else what this process had."
+    if torch.cuda.is_available() and (most := torch.cuda.max_memory_allocated()): return round(most / 2**20)
+    try: import resource
+    except ImportError: return None  # Windows
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))

@@ -6,57 +6,106 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ..core import write_atomic
+from ..config import TrainSettings, check_bounds, describe
+from ..core import UserError, write_atomic
 
 # %% auto #0
-__all__ = ['COLUMNS', 'StepLog', 'Progress']
+__all__ = ['WARNING', 'read_log', 'StepLog', 'as_numbers', 'tracking', 'in_notebook', 'Progress']
 
 # %% ../../nbs/3_engine/01_log.ipynb #8785116b
-COLUMNS = ["stage", "step", "epoch", "lr", "loss", "cross_entropy", "contrastive", "orthogonality", "cross_norm", "distillation",
-           "momentum", "pairs_per_second"]
+def read_log(
+    file: Path,  # train.tsv; may be missing
+) -> tuple[list[str], list[dict[str, str]]]:  # columns, rows
+    "What was logged, as text. A last line that a kill has cut short is left out."
+    if not file.exists(): return [], []
+    with file.open(newline="") as lines:
+        reader = csv.DictReader(lines, delimiter="\t")
+        rows = list(reader)
+    columns = list(reader.fieldnames or [])
+    return columns, [row for row in rows if row[columns[-1]]]
 
 class StepLog:
     "The rows of `train.tsv`, in memory and, if there is a file, on disk as soon as they are made."
-    def __init__(self, file: Path | None, stage: str):
+    def __init__(
+        self,
+        file: Path | None,  # None: in memory only
+        stage: str,
+        terms: Sequence[str] = (),  # of the stage's objective
+    ):
         self.file, self.stage, self.rows, self.stream = file, stage, [], None
+        self.columns = ["stage", "step", "epoch", "lr", "loss", *terms, "pairs_per_second"]
 
-    def keep(self, steps: int):
+    def keep(self, steps: int) -> None:
         "Start the file anew with what earlier stages logged and this stage's first rows."
         if self.file is None: return
-        rows = list(csv.DictReader(self.file.open(), delimiter="\t")) if self.file.exists() else []
-        rows = [row for row in rows if row[COLUMNS[-1]]]  # a kill can cut the last line short
+        columns, rows = read_log(self.file)
+        self.columns = [*columns[:-1], *(name for name in self.columns if name not in columns[:-1])]
         kept = [row for row in rows if row["stage"] != self.stage or int(row["step"]) <= steps]
-        self.rows = [{k: v if k == "stage" else float(v) for k, v in row.items() if v} for row in kept if row["stage"] == self.stage]
-        lines = [COLUMNS, *([row[column] for column in COLUMNS] for row in kept)]
-        write_atomic(self.file, "".join("\t".join(line) + "\n" for line in lines))
+        self.rows = [as_numbers(row) for row in kept if row["stage"] == self.stage]
+        write_atomic(self.file, "".join(map(self.line, [dict(zip(self.columns, self.columns)), *kept])))
         self.stream = self.file.open("a")
 
-    def add(self, **row):
+    def add(self, **row) -> None:
+        "Log a step."
         row = {"stage": self.stage} | row
         self.rows.append(row)
-        if self.stream: print(*(row.get(column, "") for column in COLUMNS), sep="\t", file=self.stream, flush=True)
+        if self.stream: print(self.line(row), end="", file=self.stream, flush=True)
 
-    def sync(self):
+    def line(self, row: dict) -> str: return "\t".join(str(row.get(name, "")) for name in self.columns) + "\n"
+
+    def sync(self) -> None:
         "Make what was logged durable; a checkpoint relies on it."
         if self.stream: os.fsync(self.stream.fileno())
 
-# %% ../../nbs/3_engine/01_log.ipynb #b897815d
+def as_numbers(
+    row: dict[str, str],
+) -> dict[str, str | float]:
+    "A logged row as it was before it was written; empty fields are left out."
+    return {name: value if name == "stage" else float(value) for name, value in row.items() if value}
+
+# %% ../../nbs/3_engine/01_log.ipynb #76690ebf
+def tracking(
+    report_to: str | None,  # "tensorboard", "wandb", "mlflow"
+    out: Path | None,  # the run's directory
+) -> dict[str, str]:
+    "What `Accelerator` must be told of a tracker. Raises `UserError` if its package is missing."
+    if report_to is None: return {}
+    check_bounds({"report_to": report_to}, describe(TrainSettings))
+    if find_spec(report_to) is None:
+        raise UserError(f"report_to={report_to}: the package {report_to} is not installed; pip install {report_to}")
+    if out is None: raise UserError(f"report_to={report_to} needs a directory (out)")
+    return {"log_with": report_to, "project_dir": str(out)}
+
+# %% ../../nbs/3_engine/01_log.ipynb #f0dff75e
+def in_notebook() -> bool:
+    "Whether this is a notebook's kernel."
+    shell = "IPython" in sys.modules and sys.modules["IPython"].get_ipython()
+    return bool(shell) and "IPKernelApp" in shell.config and "FORK_LAUNCHED" not in os.environ
+
 class Progress(tqdm):
     "tqdm that updates one line of output when it runs in a notebook."
-    def __init__(self, *args, **kwargs):
-        try: in_notebook = "IPKernelApp" in get_ipython().config and not kwargs.get("disable") and "FORK_LAUNCHED" not in os.environ
-        except NameError: in_notebook = False
-        self.line = None
-        super().__init__(*args, **({"mininterval": 0.5} | kwargs), **({"gui": False, "file": open(os.devnull, "w")} if in_notebook else {}))
-        if in_notebook:
-            from IPython.display import display
-            self.line = display({"text/plain": str(self)}, raw=True, display_id=True)
+    output = None  # what is updated
 
-    def display(self, *args, **kwargs):
-        if getattr(self, "line", None): self.line.update({"text/plain": str(self)}, raw=True)
-        else: super().display(*args, **kwargs)
+    def __init__(self, *args, **settings):
+        shown = in_notebook() and not settings.get("disable")
+        if shown: settings |= {"gui": False, "file": io.StringIO()}  # nothing for the terminal
+        super().__init__(*args, **{"mininterval": 0.5} | settings)
+        if shown:
+            from IPython.display import display
+            self.output = display({"text/plain": str(self)}, raw=True, display_id=True)
+
+    def display(self, *args, **settings) -> None:
+        if self.output: self.output.update({"text/plain": str(self)}, raw=True)
+        else: super().display(*args, **settings)
+
+# %% ../../nbs/3_engine/01_log.ipynb #929e13c6
+WARNING = "carot: warning:"

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
-
-
 
 # %% auto #0
 __all__ = ['Stopped', 'StopSignals', 'stoppable', 'outlive_signals', 'in_any_process']
@@ -28,12 +25,12 @@ class Stopped(SystemExit):
 
 # %% ../../nbs/3_engine/02_signals.ipynb #c8c267e1
 class StopSignals:
-    "While entered, SIGTERM and Ctrl-C are noted; a second Ctrl-C raises `KeyboardInterrupt`. Only Python's main thread is told of signals."
+    "While entered, SIGTERM and Ctrl-C are noted; a second Ctrl-C raises `KeyboardInterrupt`. In the main thread only."
     def __init__(
         self,
-        busy: bool = True,  # False: the first signal raises `Stopped`, unless the batches of `watch` are being worked on
+        busy: bool = True,  # False: a signal raises `Stopped`, unless the batches of `watch` are being worked on
     ):
-        self.busy, self.asked, self.before = busy, None, {}  # asked: the first signal's name; before: handlers to put back
+        self.busy, self.asked, self.before = busy, None, {}  # asked: the first signal's name; before: usual handlers
 
     def note(self, number, frame):
         if self.asked and number == signal.SIGINT: raise KeyboardInterrupt
@@ -43,7 +40,8 @@ class StopSignals:
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
             usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-            self.before = {number: handler or signal.SIG_DFL for number, handler in usual.items() if handler is not signal.SIG_IGN}
+            heeded = {number: handler for number, handler in usual.items() if handler is not signal.SIG_IGN}
+            self.before = {number: handler or signal.SIG_DFL for number, handler in heeded.items()}
         for number in self.before: signal.signal(number, self.note)
         return self
 
@@ -58,7 +56,8 @@ class StopSignals:
 
     def leave(self, where: str) -> None:
         "Raise `Stopped` with where training ends."
-        raise Stopped(f"stopped by {self.asked or 'a signal to another process'} {where}; give the same command again to go on")
+        by = self.asked or "a signal to another process"
+        raise Stopped(f"stopped by {by} {where}; give the same command again to go on")
 
 # %% ../../nbs/3_engine/02_signals.ipynb #ea4732fe
 def stoppable(
@@ -82,6 +81,7 @@ def outlive_signals(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: threading.Timer(3, os._exit, [0]).start())
 
+# %% ../../nbs/3_engine/02_signals.ipynb #459fe9b8
 def in_any_process(
     accelerator: Any,  # accelerate's
     wish: bool,  # of this process
