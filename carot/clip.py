@@ -33,10 +33,11 @@ def named_config(
     model: str,  # an open_clip architecture
     pretrained: str | None,  # one of its tags, a file or "random"
 ) -> dict:  # what `open_clip_config.json` holds: model_cfg and preprocess_cfg
-    "Architecture and preprocessing of a named model; the tag settles the activation. Raises `UserError` for unknown names."
+    "Architecture and preprocessing of a named model; the tag settles the activation. Raises `UserError`."
     if model not in open_clip.list_models(): raise unknown("model", model, ["glyphs", *open_clip.list_models()])
     tags = open_clip.list_pretrained_tags_by_model(model)
-    if not pretrained: raise UserError(f"{model} needs `pretrained`: one of {', '.join(tags)}, a checkpoint file, or 'random'")
+    if not pretrained:
+        raise UserError(f"{model} needs `pretrained`: one of {', '.join(tags)}, a checkpoint file, or 'random'")
     if pretrained not in [*tags, "random"] and not Path(pretrained).is_file():
         raise UserError(f"{pretrained!r} is neither a file nor a tag of {model}; its tags: {', '.join(tags)}")
     config, tag = open_clip.get_model_config(model), open_clip.get_pretrained_cfg(model, pretrained)
@@ -50,7 +51,8 @@ def folder_config(
 ) -> dict:  # model_cfg and preprocess_cfg
     "The configuration in a folder that open_clip can open as `local-dir:`."
     file = Path(folder)/"open_clip_config.json"
-    if not file.is_file(): raise UserError(f"{str(folder)!r} has no open_clip_config.json: not a folder with a CLIP model")
+    if not file.is_file():
+        raise UserError(f"{str(folder)!r} has no open_clip_config.json: not a folder with a CLIP model")
     try: config = json.loads(file.read_text())
     except ValueError as error: raise UserError(f"{file} is not valid JSON: {error}") from None
     if "model_cfg" not in config: raise UserError(f"{file} has no 'model_cfg'")
@@ -109,7 +111,8 @@ def load_clip(
     folder = WEIGHTS/model if model == "glyphs" else Path(str(model).removeprefix("local-dir:"))
     is_folder = os.path.isdir(folder)
     if not is_folder and "/" in str(model): raise UserError(f"there is no folder {str(folder)!r} (parameter model)")
-    if is_folder and pretrained: raise UserError(f"`pretrained` has no meaning beside model={model!r}, which has its weights")
+    if is_folder and pretrained:
+        raise UserError(f"`pretrained` has no meaning beside model={model!r}, which has its weights")
     config = folder_config(folder) if is_folder else named_config(model, pretrained)
     clip = build_clip(config)
     if is_folder: load_weights(clip, folder_weights(folder))
@@ -129,7 +132,8 @@ def published_weights(
     if Path(pretrained).is_file(): return pretrained
     try: return open_clip.download_pretrained(open_clip.get_pretrained_cfg(model, pretrained))
     except Exception as error:
-        raise UserError(f"the weights of {model}/{pretrained} are neither cached nor downloadable ({type(error).__name__}); "
+        raise UserError(f"the weights of {model}/{pretrained} are neither cached nor downloadable "
+                        f"({type(error).__name__}); "
                         "put the checkpoint file anywhere and give its path as `pretrained`") from None
 
 # %% ../nbs/1_method/03_clip.ipynb #6c531065
@@ -154,7 +158,8 @@ def is_causal(tower: nn.Module) -> bool:
     "Whether text behind the end-of-text token cannot matter: a causal mask, and the feature read at that token."
     pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
     mask = getattr(tower, "attn_mask", None)
-    return pool in ("argmax", "eos") and mask is not None and bool(torch.isinf(mask.triu(1)[mask.new_ones(mask.shape).triu(1) > 0]).all())
+    if pool not in ("argmax", "eos") or mask is None: return False
+    return bool(torch.isinf(mask.triu(1)[mask.new_ones(mask.shape).triu(1) > 0]).all())
 
 # %% ../nbs/1_method/03_clip.ipynb #09d49981
 def text_features(
@@ -170,7 +175,8 @@ def text_features(
     x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
     x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]))
     pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
-    x = open_clip.transformer.text_global_pool(x, tokens, pool, getattr(tower, "text_eos_id", getattr(tower, "eos_id", None)))
+    eos = getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
+    x = open_clip.transformer.text_global_pool(x, tokens, pool, eos)
     return F.normalize(x @ text_projection(clip), dim=-1)
 
 def image_features(

@@ -70,7 +70,8 @@ def convert(
     if isinstance(value, bool) == (kind is bool):
         if kind is int and isinstance(value, Integral): return int(value)
         if kind is float and isinstance(value, Real) and math.isfinite(value): return float(value)
-        if kind is str and isinstance(value, (os.PathLike, Integral)): return str(os.fspath(value) if isinstance(value, os.PathLike) else value)
+        if kind is str and isinstance(value, os.PathLike): return os.fspath(value)
+        if kind is str and isinstance(value, Integral): return str(value)  # "auto" or a number
         if kind in (bool, str) and isinstance(value, kind): return value
     raise UserError(f"{about.name} takes {kind.__name__}, not {value!r} ({about.name}: {about.help})")
 
@@ -95,7 +96,8 @@ def parse_settings(
     for part in filter(None, map(str.strip, text.split(","))):
         name, equals, value = part.partition("=")
         name, value = name.strip().replace("-", "_"), value.strip()
-        if not equals or not value: raise UserError(f"cannot read {part!r} of the settings; write NAME=VALUE,NAME=VALUE")
+        if not equals or not value:
+            raise UserError(f"cannot read {part!r} of the settings; write NAME=VALUE,NAME=VALUE")
         if name not in known: raise unknown("parameter", name, list(known))
         if name in found: raise UserError(f"{name} is in the settings twice")
         found[name] = parse(known[name], value)
@@ -111,28 +113,33 @@ def check_bounds(
         about = known[name]
         if value is None: continue
         if value == "": raise UserError(f"{name} is empty; leave it out for its default")
-        if about.low is not None and value < about.low: raise UserError(f"{name} must be at least {about.low:g}, not {value}")
-        if about.high is not None and value > about.high: raise UserError(f"{name} must be at most {about.high:g}, not {value}")
+        if about.low is not None and value < about.low:
+            raise UserError(f"{name} must be at least {about.low:g}, not {value}")
+        if about.high is not None and value > about.high:
+            raise UserError(f"{name} must be at most {about.high:g}, not {value}")
         if about.choices and value not in about.choices: raise unknown(name, value, about.choices)
 
 # %% ../nbs/1_method/01_config.ipynb #62805237
 @dataclass
 class RunSettings:
     "What every run has, trained or not."
-    benchmark: str = setting("glyphs", "data set and its shifts: glyphs, handwriting, imagenet, module:NAME, or the path of a folder "
-                             "with train/ and val/", group="data and model", named=False)
+    benchmark: str = setting(
+        "glyphs", "data set and its shifts: glyphs, handwriting, imagenet, module:NAME, or a folder with train/ and val/",
+        group="data and model", named=False)
     root: str = setting(None, "folder of imagenet's files; the others need none", group="data and model")
-    model: str = setting("ViT-B-16", "CLIP: glyphs, an open_clip name such as ViT-B-16, or a folder", group="data and model")
-    pretrained: str = setting("openai", "weights of a named model: an open_clip tag, a checkpoint file, or random",
-                              group="data and model")
+    model: str = setting(
+        "ViT-B-16", "CLIP: glyphs, an open_clip name such as ViT-B-16, or a folder", group="data and model")
+    pretrained: str = setting(
+        "openai", "weights of a named model: an open_clip tag, a checkpoint file, or random", group="data and model")
     method: str = setting("carot", "zs, lp, ft, lp-ft, flyp, carot or module:NAME", group="data and model", named=False)
-    seed: int = setting(1, "of order, captions, augmentation and fresh heads", low=0, high=2**64 - 1, group="data and model",
-                        named=False)
+    seed: int = setting(
+        1, "of order, captions, augmentation and fresh heads", low=0, high=2**64 - 1, named=False)
     eval_sets: str = setting(None, "evaluation sets, separated by commas; None is all of them", group="evaluation")
-    eval_batch_size: int = setting(512, "images at once in evaluation, and batch of the batched ECE", low=1, unit="images",
-                                   group="evaluation")
+    eval_batch_size: int = setting(
+        512, "images at once in evaluation, and batch of the batched ECE", low=1, unit="images", group="evaluation")
     workers: int = setting(4, "loader processes", low=0, group="machine", named=False, matters=False)
-    precision: str = setting("auto", "auto, fp32, bf16 or fp16", choices=["auto", "fp32", "bf16", "fp16"], group="machine")
+    precision: str = setting(
+        "auto", "auto, fp32, bf16 or fp16", choices=["auto", "fp32", "bf16", "fp16"], group="machine")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps", group="machine")
     threads: int = setting(0, "CPU threads; 0 leaves the choice to torch", low=0, group="machine")
     out: str = setting("expt_logs", "folder of all runs", group="machine", named=False, matters=False)
@@ -143,19 +150,24 @@ class TrainSettings(RunSettings):
     "What every trained run has."
     epochs: int = setting(10, "passes over the training set", low=1)
     batch_size: int = setting(512, "images per optimizer step", low=1, unit="images")
-    micro_batch_size: str = setting(None, "images at once in a process: a number, or auto for the most that fit; changes memory and "
-                                    "time, not the gradients", unit="images", named=False, matters=False)
+    micro_batch_size: str = setting(
+        None, "images at once in a process: a number, or auto for the most that fit; the gradients stay the same",
+        unit="images", named=False, matters=False)
     accumulation_steps: int = setting(1, "parts of a batch with negatives of their own, accumulated", low=1)
     lr: float = setting(1e-5, "peak learning rate", low=0)
     weight_decay: float = setting(0.1, "on all parameters", low=0)
     warmup_steps: int = setting(500, "optimizer steps of linear warm-up", low=0, unit="steps")
     label_smoothing: float = setting(0.0, "share of the target spread over all classes or pairs", low=0, high=1)
-    eval_every: int = setting(0, "epochs between evaluations; 0 evaluates at the end only", low=0, unit="epochs", group="evaluation")
-    on_bad_image: str = setting("stop", "a training image that cannot be read: stop, or skip it (up to 1 % of them)",
-                                choices=["stop", "skip"])
-    checkpoint_every: int = setting(0, "optimizer steps between checkpoints; 0: do not count them. One is written at the end of each "
-                                    "epoch, too", low=0, unit="steps", group="checkpoints", named=False, matters=False)
-    checkpoint_minutes: float = setting(10.0, "minutes between checkpoints; 0: never mind the time", low=0, unit="minutes",
-                                        group="checkpoints", named=False, matters=False)
-    report_to: str = setting(None, "tensorboard, wandb or mlflow, beside train.tsv", choices=["tensorboard", "wandb", "mlflow"],
-                             group="checkpoints", named=False, matters=False)
+    eval_every: int = setting(
+        0, "epochs between evaluations; 0 evaluates at the end only", low=0, unit="epochs", group="evaluation")
+    on_bad_image: str = setting(
+        "stop", "a training image that cannot be read: stop, or skip it (up to 1 % of them)", choices=["stop", "skip"])
+    checkpoint_every: int = setting(
+        0, "optimizer steps between checkpoints; 0: do not count them. One is written at the end of each epoch, too",
+        low=0, unit="steps", group="checkpoints", named=False, matters=False)
+    checkpoint_minutes: float = setting(
+        10.0, "minutes between checkpoints; 0: never mind the time", low=0, unit="minutes", group="checkpoints",
+        named=False, matters=False)
+    report_to: str = setting(
+        None, "tensorboard, wandb or mlflow, beside train.tsv", choices=["tensorboard", "wandb", "mlflow"],
+        group="checkpoints", named=False, matters=False)

@@ -93,7 +93,8 @@ def load_object(
     try: found = getattr(import_module(module), name)
     except Exception as error:  # whatever a module does when it is imported
         reason = (str(error).strip().splitlines() or [""])[-1]
-        raise UserError(f"cannot take {name or 'a name'!r} from {module!r}: {type(error).__name__}: {reason}") from error
+        problem = f"{type(error).__name__}: {reason}"
+        raise UserError(f"cannot take {name or 'a name'!r} from {module!r}: {problem}") from error
     if isinstance(found, kind): return found
     raise UserError(f"{reference} is a {type(found).__name__}, not a {kind.__name__}")
 

@@ -41,7 +41,7 @@ class EvalSet:
     "A named test set together with the classes it scores."
     dataset: Images  # index -> (image, label), in class order; labels count this set's own classes
     id: bool  # True: from the training distribution; False: a distribution shift
-    groups: list[list[int]] | None = None  # per own class, the benchmark's classes it covers; None: all of them, one to one
+    groups: list[list[int]] | None = None  # per own class, the benchmark's that it covers; None: all, one to one
 
     def __len__(self): return len(self.dataset)
 
@@ -77,7 +77,8 @@ class Benchmark:
         if not self.templates: raise UserError(f"benchmark {self.name!r} has no templates")
         for name, evalset in self.eval.items():
             bad = [c for group in evalset.groups or [] for c in group if not 0 <= c < len(self.classnames)]
-            if bad: raise UserError(f"evaluation set {name!r} points at class {bad[0]}, but there are {len(self.classnames)}")
+            if not bad: continue
+            raise UserError(f"evaluation set {name!r} points at class {bad[0]}, but there are {len(self.classnames)}")
 
     def select(
         self,
@@ -150,7 +151,7 @@ class CaptionedImages:
         self,
         benchmark: Benchmark,
         seed: int,  # of the run
-        on_bad_image: str = "stop",  # or "skip": the next readable image stands in, and the index is returned as -1 - index
+        on_bad_image: str = "stop",  # or "skip": the next readable image stands in, and the index becomes -1 - index
     ):
         if on_bad_image not in ("stop", "skip"): raise unknown("on_bad_image", on_bad_image, ["stop", "skip"])
         self.train, self.seed, self.on_bad_image = benchmark.train, seed, on_bad_image
@@ -206,12 +207,12 @@ class BenchmarkSpec:
     summary: str  # what it is, in a line
     load: Callable[..., Benchmark]  # of root, transform, train_transform, eval_sets
     defaults: Mapping[str, Any] = field(default_factory=dict)  # run settings in which it departs from the paper's
-    method_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # the same for one method, by its name
+    method_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # for one method, by its name
     note: str = ""  # what a reader of its results must know
-    inspect: Callable[..., list] | None = None  # of root and eval_sets: what is there, set by set; None: the loaded sets
+    inspect: Callable[..., list] | None = None  # of root and eval_sets: what is there; None: loaded sets are counted
     counts: Mapping[str, int] = field(default_factory=dict)  # images of a complete copy by set, "train" too
     published: Callable[[str], Any] | None = None  # of a metric's name: a table of published figures
-    zero_shot: Callable[[str, str | None], dict[str, float]] | None = None  # of model and weights: published accuracy by set
+    zero_shot: Callable[[str, str | None], dict[str, float]] | None = None  # published accuracy of model and weights
     needs_root: bool = False  # whether its images must be given as a folder
     control: str = ""  # the benchmark without its shortcut, which claims look at, too
     equal_rates: tuple[str, ...] = ()  # learning rates at which claims compare methods, beside the tuned ones
@@ -258,9 +259,11 @@ def load_benchmark(
     train_transform: Callable | None = None,  # of training images; None: `transform`
     eval_sets: Sequence[str] | None = None,  # evaluation sets that are wanted; None: all
 ) -> Benchmark:
-    "A benchmark by name or path. Raises `UserError` for an unknown name, a missing folder or an unknown evaluation set."
+    "A benchmark by name or path. Raises `UserError` for a name, folder or evaluation set that is not there."
     spec = benchmark_spec(str(name_or_path))
-    if spec.path and root is not None: raise UserError(f"benchmark {spec.path!r} is a folder; leave out root={str(root)!r}")
-    if root is not None and not Path(root).is_dir(): raise UserError(f"there is no folder {str(root)!r} (parameter root)")
+    if spec.path and root is not None:
+        raise UserError(f"benchmark {spec.path!r} is a folder; leave out root={str(root)!r}")
+    if root is not None and not Path(root).is_dir():
+        raise UserError(f"there is no folder {str(root)!r} (parameter root)")
     benchmark = spec.load(spec.path or root, transform, train_transform or transform, eval_sets)
     return replace(benchmark, eval=benchmark.select(eval_sets), spec=spec)

@@ -5,99 +5,38 @@
 # %% ../nbs/1_method/06_train.ipynb #32489b3f
 from __future__ import annotations
 
-import copy
 import json
 import math
-import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from safetensors.torch import load_file, save
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .engine.checkpoints import Rhythm, load_checkpoint, save_checkpoint
-from .engine.signals import StopSignals, in_any_process, outlive_signals, stoppable
-from .clip import image_features, load_clip, save_clip, text_features, text_projection, visual_projection, zero_shot_head
+from .clip import load_clip, save_clip
+from .config import describe
+from .core import UserError, write_atomic
 from .data import Benchmark, CaptionedImages, EpochBatches, image_name, sample_seeds
-from .core import UserError, unknown, write_atomic
-from .engine.large_batches import Cut, ProcessBatches, backward_in_parts, check_batch_norm, find_micro_batch, longest_caption, parse_micro_batch_size
-from .losses import carot_loss, contrastive_logits, is_teacher_update, teacher_momentum, update_teacher
-from .engine.log import Progress
-from .engine.log import StepLog
+from .engine.checkpoints import Rhythm, load_checkpoint, save_checkpoint
 from .engine.devices import make_accelerator
+from .engine.large_batches import (Cut, ProcessBatches, backward_in_parts, check_batch_norm, compute_features,
+                                        find_micro_batch, longest_caption, parse_micro_batch_size)
+from .engine.log import Progress, StepLog
+from .engine.signals import StopSignals, in_any_process, outlive_signals, stoppable
+from .methods.base import Method, Objective, Stage, Start, find_method, linear_head, settings_of
 
 # %% auto #0
-__all__ = ['METHODS', 'ContrastiveObjective', 'HeadObjective', 'linear_head', 'learning_rate', 'count_steps', 'Teacher',
-           'train_step', 'check_finite', 'recall_skipped', 'note_skipped', 'everybodys', 'make_cut', 'make_loader',
-           'train', 'fresh_head', 'make_objective', 'FineTuned', 'load_finetuned', 'fine_tune']
+__all__ = ['learning_rate', 'count_steps', 'whole_gradients', 'train_step', 'check_finite', 'recall_skipped', 'note_skipped',
+           'gather_indices', 'make_cut', 'make_loader', 'what_matters', 'Loop', 'train_stage', 'FineTuned',
+           'load_finetuned', 'train_stages', 'fine_tune']
 
 # %% ../nbs/1_method/06_train.ipynb #c85ac2fa
-METHODS = {
-    "zs": "zero-shot CLIP, nothing trained", "lp": "linear probe on frozen features", "ft": "cross-entropy from the zero-shot head",
-    "lp-ft": "a linear probe, then ft from it", "flyp": "CLIP's contrastive loss", "carot": "contrastive loss, orthogonality, self-distillation"}
-
-class ContrastiveObjective(nn.Module):
-    "flyp and carot: both towers learn, and the classifier is made of text afterwards."
-    head, normalized, clip_norm = None, True, None
-
-    def __init__(
-        self,
-        clip: nn.Module,
-        **settings,  # label_smoothing and the coefficients of `carot_loss`
-    ):
-        super().__init__()
-        self.clip, self.settings = clip, settings
-
-    def trained(self): return list(self.clip.parameters())
-
-    def forward(self, images, tokens, labels, teacher_logits=None):
-        return self.pair_loss(image_features(self.clip, images), text_features(self.clip, tokens), teacher_logits)
-
-    def pair_loss(self, image_features, text_features, teacher_logits=None):
-        penalties = self.settings["orthogonality_coef"] or self.settings["cross_norm_coef"]
-        projections = (visual_projection(self.clip), text_projection(self.clip)) if penalties else (None, None)
-        return carot_loss(image_features, text_features, self.clip.logit_scale.exp(), *projections, teacher_logits, **self.settings)
-
-# %% ../nbs/1_method/06_train.ipynb #ea8e3f49
-class HeadObjective(nn.Module):
-    "lp, ft and lp-ft: a linear head on image features learns, with or without the image tower."
-    def __init__(
-        self,
-        clip: nn.Module,
-        head: nn.Linear,  # d -> C
-        normalized: bool,  # whether the head sees L2-normalised features
-        frozen: bool,  # True: only the head learns
-        label_smoothing: float = 0.0,
-    ):
-        super().__init__()
-        self.clip, self.head, self.normalized, self.frozen = clip, head, normalized, frozen
-        self.settings, self.clip_norm = {"label_smoothing": label_smoothing}, None if frozen else 1.0
-
-    def trained(self): return [*self.head.parameters(), *([] if self.frozen else self.clip.visual.parameters())]
-
-    def forward(self, images, tokens, labels, teacher_logits=None):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self.clip.encode_image(images, normalize=self.normalized)
-        loss = F.cross_entropy(self.head(features), labels, **self.settings)
-        return loss, {"cross_entropy": loss}
-
-# %% ../nbs/1_method/06_train.ipynb #bc49831f
-def linear_head(
-    weight: torch.Tensor,  # (C, d)
-    bias: torch.Tensor | None = None,  # (C,); None: zeros
-) -> nn.Linear:
-    "A trainable linear classifier with given weights."
-    head = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
-    head.weight.data, head.bias.data = weight.detach().clone(), torch.zeros(len(weight)) if bias is None else bias.detach().clone()
-    return head
-
-# %% ../nbs/1_method/06_train.ipynb #d9d35710
 def learning_rate(
     step: int,  # optimizer steps done, counted from 0
     base_lr: float,  # the peak
@@ -110,6 +49,7 @@ def learning_rate(
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * progress)) * base_lr + min_lr
 
+# %% ../nbs/1_method/06_train.ipynb #a1a4dd60
 def count_steps(
     n: int,  # training images
     batch_size: int,
@@ -119,62 +59,60 @@ def count_steps(
     "Optimizer steps of a run, the smaller last batch of an epoch included. A warm-up longer than that is an error."
     if n < 1: raise UserError("the training set is empty")
     total = epochs * -(-n // batch_size)
-    if warmup_steps > total:
-        raise UserError(f"warmup_steps={warmup_steps} is longer than the run, which has {total} steps; lower it or train longer")
-    return total
+    if warmup_steps <= total: return total
+    raise UserError(f"warmup_steps={warmup_steps} is longer than the run, which has {total} steps; "
+                    "lower it or train longer")
 
-# %% ../nbs/1_method/06_train.ipynb #38999afd
-@dataclass
-class Teacher:
-    "The EMA teacher and its timetable."
-    clip: nn.Module  # a copy of the student, without gradient
-    total_steps: int  # of the run
-    update_every: int = 500  # optimizer steps
-    momentum_start: float = 0.05
-    momentum_end: float = 0.9
-    warmup_fraction: float = 0.2
+# %% ../nbs/1_method/06_train.ipynb #ea8e3f49
+def whole_gradients(
+    objective: Objective,
+    accelerator: Accelerator,
+    batch: tuple,  # images, tokens, labels, on the device
+    step: int,  # counted from 0
+    check: Callable[[dict], None],  # called with the loss terms before they reach the weights
+) -> dict[str, float]:  # the loss and its terms
+    "Gradients of a batch in one piece."
+    images, tokens, labels = batch
+    with accelerator.autocast():
+        features = compute_features(objective, objective.needs(step), images, tokens)
+        loss, terms = objective.loss(features, labels)
+    values = {name: term.item() for name, term in {"loss": loss, **terms}.items()}
+    check(values)
+    accelerator.backward(loss)
+    return values
 
-    @torch.no_grad()
-    def table(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        "Sᵗ (B, B): the teacher's own features and its own s."
-        return contrastive_logits(image_features(self.clip, images), text_features(self.clip, tokens), self.clip.logit_scale.exp())
-
-    def follow(self, student: nn.Module, step: int) -> float:
-        "Move if it is time after this step, counted from 1; returns the momentum."
-        momentum = teacher_momentum(step, self.total_steps, self.momentum_start, self.momentum_end, self.warmup_fraction)
-        if is_teacher_update(step, self.total_steps, self.update_every): update_teacher(self.clip, student, momentum)
-        return momentum
-
-# %% ../nbs/1_method/06_train.ipynb #8fb31557
+# %% ../nbs/1_method/06_train.ipynb #bc49831f
 def train_step(
-    model: nn.Module,  # the objective as accelerate prepared it
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     batch: tuple,  # images, tokens, labels, on the device
-    teacher: Teacher | None,  # None: no distillation
-    check: Callable[[dict], None],  # called with the loss terms before they reach the weights
+    step: int,  # counted from 0
+    check: Callable[[dict], None] = lambda values: None,  # called with the loss terms before they reach the weights
     cut: Cut = Cut(),  # into what the batch is cut
     size: int | None = None,  # images of the batch over all processes; None: those given
 ) -> dict[str, float]:  # the loss and its terms
     "One optimizer step."
-    objective, (images, tokens, _) = accelerator.unwrap_model(model), batch
-    if cut.is_whole(len(images)):
-        with accelerator.autocast():
-            loss, terms = model(*batch, teacher and teacher.table(images, tokens))
-        values = {name: term.item() for name, term in {"loss": loss, **terms}.items()}
-        check(values)
-        accelerator.backward(loss)
+    n = len(batch[0])
+    if cut.is_whole(n): values = whole_gradients(objective, accelerator, batch, step, check)
     else:
-        values = backward_in_parts(objective, accelerator, batch, size or len(images), teacher and teacher.clip, cut)
+        values = backward_in_parts(objective, accelerator, batch, size or n, cut, step)
         check(values)
     if objective.clip_norm: accelerator.clip_grad_norm_(objective.trained(), objective.clip_norm)
     optimizer.step()
     optimizer.zero_grad()
     return values
 
-# %% ../nbs/1_method/06_train.ipynb #cfef9328
-def check_finite(values: dict[str, float], step: int, lr: float, captioned: CaptionedImages, indices, out: Path | None = None) -> None:
-    "Stop at a loss that is no number, before it reaches the weights; all the batch's files are listed in `out`."
+# %% ../nbs/1_method/06_train.ipynb #36a15a96
+def check_finite(
+    values: dict[str, float],  # loss and terms
+    step: int,  # counted from 1
+    lr: float,
+    captioned: CaptionedImages,
+    indices: torch.Tensor,  # of the batch
+    out: Path | None = None,  # all the batch's files are listed there
+) -> None:
+    "Stop at a loss that is no number, before it reaches the weights. Raises `UserError`."
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if not bad: return
     files = [image_name(captioned.train, index if index >= 0 else -1 - index) for index in indices.tolist()]
@@ -184,15 +122,24 @@ def check_finite(values: dict[str, float], step: int, lr: float, captioned: Capt
                     "the last checkpoint is intact; a lower lr or more warmup_steps usually helps")
 
 # %% ../nbs/1_method/06_train.ipynb #d902fef9
-def recall_skipped(captioned: CaptionedImages, step: int, out: Path | None) -> None:
+def recall_skipped(
+    captioned: CaptionedImages,
+    step: int,  # optimizer steps done
+    out: Path | None,
+) -> None:
     "What was skipped before an interruption; nothing if training starts anew."
     file = out and out/"checkpoints"/"skipped.json"
     if captioned.skipped or file is None or not file.exists(): return
     if step: captioned.skipped = {int(index): name for index, name in json.loads(file.read_text()).items()}
     else: file.unlink(missing_ok=True)  # another process may have been quicker
 
-def note_skipped(captioned: CaptionedImages, indices: torch.Tensor, out: Path | None) -> None:
-    "Adds a batch's skipped images, whose indices are negative, to the list. More than 1 % of the training set is an error."
+# %% ../nbs/1_method/06_train.ipynb #d0a4fc4c
+def note_skipped(
+    captioned: CaptionedImages,
+    indices: torch.Tensor,  # of a batch; those of skipped images are negative
+    out: Path | None,
+) -> None:
+    "Adds a batch's skipped images to the list. More than 1 % of the training set is an error."
     new = {-1 - index for index in indices.tolist() if index < 0} - captioned.skipped.keys()
     if not new: return
     captioned.skipped |= {index: image_name(captioned.train, index) for index in sorted(new)}
@@ -201,32 +148,33 @@ def note_skipped(captioned: CaptionedImages, indices: torch.Tensor, out: Path | 
                         f"{', '.join(list(captioned.skipped.values())[:3])}; repair or remove them")
     if out: write_atomic(out/"checkpoints"/"skipped.json", json.dumps(captioned.skipped))
 
-def everybodys(accelerator: Accelerator, indices: torch.Tensor, captioned: CaptionedImages) -> torch.Tensor:
+# %% ../nbs/1_method/06_train.ipynb #8089e8fb
+def gather_indices(
+    accelerator: Accelerator,
+    indices: torch.Tensor,  # of this process's images
+    captioned: CaptionedImages,
+) -> torch.Tensor:
     "The indices that all processes have loaded; only asked for if some could be of skipped images."
     if accelerator.num_processes == 1 or captioned.on_bad_image == "stop": return indices
     return accelerator.gather(accelerator.pad_across_processes(indices.to(accelerator.device))).cpu()
 
 # %% ../nbs/1_method/06_train.ipynb #f8bd77e3
 def make_cut(
-    objective: nn.Module,
+    objective: Objective,
     captioned: CaptionedImages,
     tokenizer: Callable,
     accelerator: Accelerator,
-    batch_size: int,
-    teacher: Teacher | None,
-    micro_batch_size: int | str | None,  # "auto": the largest that fits
-    accumulation_steps: int,
+    settings: Any,  # with the fields of `TrainSettings`
 ) -> Cut:
     "How the batches of a run are cut. Raises `UserError` if they cannot be."
-    wanted = parse_micro_batch_size(micro_batch_size)
-    if not 1 <= accumulation_steps <= batch_size:
-        raise UserError(f"accumulation_steps={accumulation_steps} parts cannot be made of batch_size={batch_size}")
-    cut = Cut(accumulation_steps, None, accelerator.num_processes, accelerator.process_index)
+    wanted = parse_micro_batch_size(settings.micro_batch_size)
+    cut = Cut(settings.accumulation_steps, None, accelerator.num_processes, accelerator.process_index)
     if wanted or cut.processes > 1: check_batch_norm(objective.clip)
     if wanted != "auto": return replace(cut, micro_batch_size=wanted)
     image, _, label, _ = captioned[0, 0]
-    example = image[None], longest_caption(tokenizer, captioned.classnames, captioned.templates), torch.tensor([label])
-    found = find_micro_batch(objective, accelerator, example, batch_size, teacher and teacher.clip, cut)
+    tokens = longest_caption(tokenizer, captioned.classnames, captioned.templates)
+    example = image[None], tokens, torch.tensor([label])
+    found = find_micro_batch(objective, accelerator, example, settings.batch_size, cut)
     accelerator.print(f"micro_batch_size=auto: {found or 'all'} images at once in a process")
     return replace(cut, micro_batch_size=found)
 
@@ -234,128 +182,154 @@ def make_cut(
 def make_loader(
     captioned: CaptionedImages,
     cut: Cut,  # what of each batch this process loads
-    batch_size: int,
-    seed: int,
+    settings: Any,  # with the fields of `TrainSettings`
     epoch: int,  # counted from 0
     start: int,  # batches of the epoch that were trained on before an interruption
-    workers: int,
     device: torch.device,
 ) -> DataLoader:  # of images, captions, labels, indices
     "This process's part of the rest of an epoch."
-    batches = ProcessBatches(EpochBatches(len(captioned), batch_size, seed, epoch, start), cut)
-    return DataLoader(captioned, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda", worker_init_fn=outlive_signals)
+    batches = ProcessBatches(EpochBatches(len(captioned), settings.batch_size, settings.seed, epoch, start), cut)
+    return DataLoader(captioned, batch_sampler=batches, num_workers=settings.workers, pin_memory=device.type == "cuda",
+                      worker_init_fn=outlive_signals)
 
 # %% ../nbs/1_method/06_train.ipynb #5a579306
+def what_matters(
+    settings: Any,  # an instance of a method's settings
+    lr: float,  # peak learning rate of the stage
+) -> dict[str, Any]:
+    "The settings of training that must not differ when a run goes on."
+    known = [name for name, about in describe(settings).items()
+             if about.matters and about.group in ("training", "method")]
+    return {name: getattr(settings, name) for name in known} | {"lr": lr}
+
+# %% ../nbs/1_method/06_train.ipynb #695d2a25
+@dataclass
+class Loop:
+    "Training of one stage: where it is, and what a step takes."
+    stage: Stage
+    captioned: CaptionedImages  # the training set
+    tokenizer: Callable
+    settings: Any  # with the fields of `TrainSettings`
+    accelerator: Accelerator
+    out: Path | None  # the run's directory; None: nothing is written
+    step: int = field(init=False)  # optimizer steps done
+
+    def __post_init__(self):
+        self.objective, self.lr = self.stage.objective, self.settings.lr if self.stage.lr is None else self.stage.lr
+        self.per_epoch = -(-len(self.captioned) // self.settings.batch_size)
+        self.total = self.settings.epochs * self.per_epoch
+        self.optimizer = self.accelerator.prepare_optimizer(torch.optim.AdamW(
+            self.objective.trained(), lr=self.lr, weight_decay=self.settings.weight_decay,
+            fused=self.accelerator.device.type != "mps"))
+        self.cut = make_cut(self.objective, self.captioned, self.tokenizer, self.accelerator, self.settings)
+        self.saved = "and saved at" if self.out else "and, without `out`, not saved after"
+        self.go_on()
+
+    @property
+    def checkpoint(self):
+        "What a checkpoint is made of."
+        return what_matters(self.settings, self.lr), self.objective, self.optimizer, self.accelerator.scaler
+
+    def go_on(self) -> None:
+        "Load the newest checkpoint, if there is one, and open the log behind it."
+        self.step = load_checkpoint(self.out/"checkpoints"/self.stage.name, *self.checkpoint) if self.out else 0
+        recall_skipped(self.captioned, self.step, self.out)
+        self.accelerator.wait_for_everyone()  # all have read what the main process will write from now on
+        if not self.accelerator.is_main_process: self.out = None
+        self.log = StepLog(self.out and self.out/"train.tsv", self.stage.name, self.objective.terms)
+        self.log.keep(self.step)
+        self.rhythm = Rhythm(self.settings.checkpoint_every, self.settings.checkpoint_minutes)
+
+    def batches(self, epoch: int) -> DataLoader:
+        "The rest of an epoch, counted from 0."
+        return make_loader(self.captioned, self.cut, self.settings, epoch, self.step % self.per_epoch,
+                           self.accelerator.device)
+
+    def prepare(self, epoch: int, indices: torch.Tensor) -> float:
+        "Before a step: broken images, random numbers, learning rate."
+        note_skipped(self.captioned, gather_indices(self.accelerator, indices, self.captioned), self.out)
+        torch.manual_seed(sample_seeds(self.settings.seed, epoch, self.step)[0] + self.cut.index)
+        rate = learning_rate(self.step, self.lr, self.settings.warmup_steps, self.total)
+        for group in self.optimizer.param_groups: group["lr"] = rate
+        return rate
+
+    def make_step(self, epoch: int, batch: tuple) -> dict[str, float]:
+        "One optimizer step and what follows it; loss, terms and learning rate."
+        images, captions, labels, indices = batch
+        rate, device = self.prepare(epoch, indices), self.accelerator.device
+        batch = tuple(part.to(device, non_blocking=True) for part in (images, self.tokenizer(captions), labels))
+        def check(values): check_finite(values, self.step + 1, rate, self.captioned, indices, self.out)
+        values = train_step(self.objective, self.optimizer, self.accelerator, batch, self.step, check, self.cut,
+                            self.size)
+        self.step += 1
+        return {"lr": rate, **values, **self.objective.after_step(self.step)}
+
+    @property
+    def size(self) -> int:
+        "Images of the next batch, over all processes."
+        done = self.step % self.per_epoch * self.settings.batch_size
+        return min(self.settings.batch_size, len(self.captioned) - done)
+
+    def record(self, epoch: int, values: dict[str, float], size: int, seconds: float) -> None:
+        "The step in the log and in a tracker, if there is one."
+        self.accelerator.log({f"{self.stage.name}/{name}": value for name, value in values.items()}, step=self.step)
+        self.log.add(step=self.step, epoch=epoch + 1, **values, pairs_per_second=round(size / seconds, 1))
+
+    def save(self, stopping: bool) -> None:
+        "A checkpoint, if it is time."
+        if not self.out or not (stopping or self.step % self.per_epoch == 0 or self.rhythm.due(self.step)): return
+        self.log.sync()
+        save_checkpoint(self.out/"checkpoints"/self.stage.name, self.step, *self.checkpoint)
+        self.rhythm.written()
+
+# %% ../nbs/1_method/06_train.ipynb #ed9e6cc9
 @stoppable
-def train(
-    objective: nn.Module,
+def train_stage(
+    stage: Stage,
     captioned: CaptionedImages,  # the training set
     tokenizer: Callable,
-    *,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
-    warmup_steps: int,
-    seed: int,
+    settings: Any,  # with the fields of `TrainSettings`
     accelerator: Accelerator,
-    teacher: Teacher | None = None,  # moved in place; None: no teacher
-    workers: int = 0,
-    checkpoint_every: int = 0,  # steps between checkpoints inside an epoch; 0: do not count them
-    checkpoint_minutes: float = 10.0,  # the same in minutes; 0: at the end of epochs only
-    micro_batch_size: int | str | None = None,  # images at once in a process, or "auto"; None: all
-    accumulation_steps: int = 1,  # parts of a batch with negatives of their own
-    stage: str = "train",  # its name in the log and in the checkpoints
     out: Path | None = None,  # the run's directory; None: nothing is written
-    on_epoch: Callable[[int, list], None] | None = None,  # called after each epoch with its number, counted from 1, and the log
+    on_epoch: Callable[[int, list], None] | None = None,  # called after each epoch with its number from 1 and the log
+    *,
     stop: StopSignals,  # by `stoppable`
 ) -> list[dict]:  # the log
-    "Train an objective. If `out` has a checkpoint of this stage, go on from it. SIGTERM or Ctrl-C raises `Stopped` after a whole step."
-    device, per_epoch = accelerator.device, -(-len(captioned) // batch_size)
-    settings = dict(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup_steps=warmup_steps, seed=seed, accumulation_steps=accumulation_steps)
-    optimizer = torch.optim.AdamW(objective.trained(), lr=lr, weight_decay=weight_decay, fused=device.type != "mps")
-    several = accelerator.num_processes > 1
-    model, optimizer = accelerator.prepare_model(objective, evaluation_mode=several), accelerator.prepare_optimizer(optimizer)  # no DDP
-    cut = make_cut(objective, captioned, tokenizer, accelerator, batch_size, teacher, micro_batch_size, accumulation_steps)
-    parts = dict(settings=settings | objective.settings, objective=objective, optimizer=optimizer, teacher=teacher and teacher.clip, scaler=accelerator.scaler)
-    step = load_checkpoint(out/"checkpoints"/stage, **parts) if out else 0
-    recall_skipped(captioned, step, out)
-    accelerator.wait_for_everyone()  # all have read what the main process will write from now on
-    saved = "and saved at" if out else "and, without `out`, not saved after"
-    if not accelerator.is_main_process: out = None
-    log = StepLog(out and out/"train.tsv", stage)
-    bar = Progress(total=epochs * per_epoch, initial=step, desc=stage, unit="step", disable=not accelerator.is_main_process)
-    log.keep(step)
-    if step and step % per_epoch == 0 and on_epoch: on_epoch(step // per_epoch, log.rows)  # it may have been killed in the middle of this
-    rhythm = Rhythm(checkpoint_every, checkpoint_minutes)
-    for epoch in range(step // per_epoch, epochs):
-        loader = make_loader(captioned, cut, batch_size, seed, epoch, step % per_epoch, workers, device)
-        objective.train()
+    "Train an objective. If `out` has a checkpoint of this stage, go on from it. A signal raises `Stopped`."
+    loop = Loop(stage, captioned, tokenizer, settings, accelerator, out)
+    bar = Progress(total=loop.total, initial=loop.step, desc=stage.name, unit="step",
+                   disable=not accelerator.is_main_process)
+    if on_epoch and loop.step and loop.step % loop.per_epoch == 0:  # it may have been killed in the middle of this
+        on_epoch(loop.step // loop.per_epoch, loop.log.rows)
+    for epoch in range(loop.step // loop.per_epoch, settings.epochs):
+        stage.objective.train()
         began = time.perf_counter()
-        for images, captions, labels, indices in stop.watch(loader):
-            note_skipped(captioned, everybodys(accelerator, indices, captioned), out)
-            torch.manual_seed(sample_seeds(seed, epoch, step)[0] + cut.index)
-            rate = learning_rate(step, lr, warmup_steps, epochs * per_epoch)
-            for group in optimizer.param_groups: group["lr"] = rate
-            batch = [part.to(device, non_blocking=True) for part in (images, tokenizer(captions), labels)]
-            distils = step > 0 and objective.settings.get("distillation_coef")
-            size = min(batch_size, len(captioned) - step % per_epoch * batch_size)  # over all processes
-            values = train_step(model, optimizer, accelerator, batch, teacher if distils else None,
-                                lambda values: check_finite(values, step + 1, rate, captioned, indices, out), cut, size)
-            step += 1
-            if teacher: values["momentum"] = teacher.follow(objective.clip, step)
-            now = time.perf_counter()
-            accelerator.log({f"{stage}/{name}": value for name, value in {"lr": rate, **values}.items()}, step=step)
-            log.add(step=step, epoch=epoch + 1, lr=rate, **values, pairs_per_second=round(size / (now - began), 1))
+        for batch in stop.watch(loop.batches(epoch)):
+            size, values = loop.size, loop.make_step(epoch, batch)
+            loop.record(epoch, values, size, time.perf_counter() - began)
             bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
             bar.update()
             stopping = in_any_process(accelerator, bool(stop.asked))
-            if out and (stopping or step % per_epoch == 0 or rhythm.due(step)):
-                log.sync()
-                save_checkpoint(out/"checkpoints"/stage, step, **parts)
-                rhythm.written()
+            loop.save(stopping)
             if stopping:
                 bar.close()
                 accelerator.wait_for_everyone()  # a launcher ends all processes when the first one leaves
-                stop.leave(f"{saved} step {step} of {epochs * per_epoch}")
+                stop.leave(f"{loop.saved} step {loop.step} of {loop.total}")
             began = time.perf_counter()
-        objective.eval()
-        if on_epoch: on_epoch(epoch + 1, log.rows)
+        stage.objective.train(False)
+        if on_epoch: on_epoch(epoch + 1, loop.log.rows)
     bar.close()
     accelerator.wait_for_everyone()
-    return log.rows
+    return loop.log.rows
 
-# %% ../nbs/1_method/06_train.ipynb #695d2a25
-def fresh_head(clip: nn.Module, classes: int, seed: int) -> nn.Linear:
-    "A randomly initialised linear classifier (d -> classes)."
-    torch.manual_seed(seed)
-    return nn.Linear(text_projection(clip).shape[1], classes)
-
-def make_objective(
-    method: str,  # a key of METHODS, but not "zs"
-    clip: nn.Module,
-    tokenizer: Callable,
-    benchmark: Benchmark,
-    seed: int,
-    label_smoothing: float = 0.0,
-    **coefficients,  # of `carot_loss`; FLYP's are zero
-) -> nn.Module:
-    "What a method trains, at its starting point. For lp-ft this is its probe."
-    if method in ("flyp", "carot"):
-        weights = {name: value if method == "carot" else 0.0 for name, value in coefficients.items()}
-        return ContrastiveObjective(clip, label_smoothing=label_smoothing, **weights)
-    if method == "ft": head = linear_head(zero_shot_head(clip, tokenizer, benchmark.classnames, benchmark.templates))
-    else: head = fresh_head(clip, len(benchmark.classnames), seed)
-    return HeadObjective(clip, head.to(clip.logit_scale.device), method != "lp", method != "ft", label_smoothing)
-
-# %% ../nbs/1_method/06_train.ipynb #ed9e6cc9
+# %% ../nbs/1_method/06_train.ipynb #3735b48c
 @dataclass
 class FineTuned:
     "What fine-tuning leaves behind."
     student: nn.Module  # a CLIP
     head: nn.Linear | None = None  # trained classifier; None: the zero-shot head of the student
     normalized: bool = True  # whether the head sees L2-normalised features
-    teacher: nn.Module | None = None  # the EMA teacher (carot)
+    teacher: nn.Module | None = None  # what the student was distilled from
     log: list[dict] | None = None  # one row a step
     skipped: list[str] | None = None  # training images that could not be read
 
@@ -368,8 +342,10 @@ class FineTuned:
         if self.teacher is not None: save_clip(self.teacher, Path(out)/"teacher")
         if self.head is not None:
             state = {k: v.detach().cpu() for k, v in self.head.state_dict().items()}
-            write_atomic(Path(out)/"student"/"head.safetensors", save(state | {"normalized": torch.tensor(self.normalized)}))
+            state["normalized"] = torch.tensor(self.normalized)
+            write_atomic(Path(out)/"student"/"head.safetensors", save(state))
 
+# %% ../nbs/1_method/06_train.ipynb #3480a63e
 def load_finetuned(
     out: str | Path,  # a run's directory
 ) -> FineTuned:
@@ -380,70 +356,47 @@ def load_finetuned(
         head, normalized = linear_head(state["weight"], state["bias"]), bool(state["normalized"])
     return FineTuned(load_clip(str(Path(out)/"student"))[0], head, normalized)
 
-# %% ../nbs/1_method/06_train.ipynb #3735b48c
+# %% ../nbs/1_method/06_train.ipynb #35da9d4c
+def train_stages(
+    method: Method,
+    start: Start,
+    accelerator: Accelerator,
+    out: Path | None,
+    on_epoch: Callable[[int, FineTuned], None] | None,
+) -> Iterator[FineTuned]:  # after each stage
+    "Train the stages of a method. Epochs of the last one are told to `on_epoch`."
+    captioned = CaptionedImages(start.benchmark, start.settings.seed, start.settings.on_bad_image)
+    for stage in method.stages(start):
+        made = stage.objective
+        trained = FineTuned(start.clip, made.head, made.normalized, made.teacher)
+        def tell(epoch, log): on_epoch(epoch, replace(trained, log=log))
+        told = tell if on_epoch and stage.name == Stage.name else None
+        trained.log = train_stage(stage, captioned, start.tokenizer, start.settings, accelerator, out, told)
+        trained.skipped = [captioned.skipped[index] for index in sorted(captioned.skipped)]
+        yield trained
+
+# %% ../nbs/1_method/06_train.ipynb #fa9aa954
 def fine_tune(
     clip: nn.Module,  # from `load_clip`; trained in place
     tokenizer: Callable,
     benchmark: Benchmark,  # its training set must be transformed to tensors
-    method: str = "carot",  # a key of METHODS
+    method: str | Method = "carot",  # a name, "package.module:NAME", or the method itself
     *,
-    epochs: int = 10,
-    batch_size: int = 512,  # images per optimizer step
-    lr: float = 1e-5,  # peak learning rate
-    weight_decay: float = 0.1,  # on all parameters
-    warmup_steps: int = 500,  # optimizer steps
-    label_smoothing: float = 0.0,
-    orthogonality_coef: float = 0.2,  # carot only
-    cross_norm_coef: float = 0.05,  # carot only
-    distillation_coef: float = 1.5,  # carot only
-    teacher_update_every: int = 500,  # optimizer steps between updates of the teacher
-    teacher_momentum_start: float = 0.05,
-    teacher_momentum_end: float = 0.9,
-    teacher_warmup_fraction: float = 0.2,  # share of the run over which the momentum rises
-    probe_lr: float = 1e-3,  # lp-ft only: peak learning rate of its probe, before it is multiplied by s
-    workers: int = 0,  # loader processes
-    checkpoint_every: int = 0,  # optimizer steps between checkpoints inside an epoch; 0: do not count them
-    checkpoint_minutes: float = 10.0,  # the same in minutes; 0: at the end of epochs only
-    micro_batch_size: int | str | None = None,  # images at once in a process, or "auto"; None: all
-    accumulation_steps: int = 1,  # parts of a batch with negatives of their own
-    seed: int = 1,
-    precision: str = "auto",  # "fp32", "bf16", "fp16"
-    device: str = "auto",
-    report_to: str | None = None,  # "tensorboard", "wandb" or "mlflow" beside train.tsv
-    on_bad_image: str = "stop",  # or "skip": see `CaptionedImages`
     out: str | Path | None = None,  # the run's directory; None: keep everything in memory
     on_epoch: Callable[[int, FineTuned], None] | None = None,  # called after every epoch, counted from 1
+    **settings: Any,  # of the method: epochs, lr, …; the others are the benchmark's, the method's or the paper's
 ) -> FineTuned:
-    "Fine-tune CLIP by one of the methods; goes on from a checkpoint in `out`. Raises `UserError`, and `Stopped` on SIGTERM or Ctrl-C."
-    if method not in METHODS: raise unknown("method", method, list(METHODS))
-    out = out and Path(out)
-    accelerator = make_accelerator(device, precision, report_to, out)
-    if report_to: accelerator.init_trackers("carot", {"method": method, "batch_size": batch_size, "lr": lr, "epochs": epochs, "seed": seed})
+    "Fine-tune CLIP by a method; goes on from a checkpoint in `out`. Raises `UserError`, and `Stopped` on a signal."
+    method, out = find_method(method), out and Path(out)
+    chosen, _ = settings_of(method, benchmark.spec.defaults_for(method.name) if benchmark.spec else {}, settings)
+    tracker = getattr(chosen, "report_to", None)
+    accelerator = make_accelerator(chosen.device, chosen.precision, tracker, out)
     clip.to(accelerator.device)
-    if method != "zs": count_steps(len(benchmark.train), batch_size, epochs, warmup_steps)
-    captioned = CaptionedImages(benchmark, seed, on_bad_image)
-    common = dict(captioned=captioned, tokenizer=tokenizer, epochs=epochs, batch_size=batch_size,
-                  weight_decay=weight_decay, warmup_steps=warmup_steps, seed=seed, accelerator=accelerator, workers=workers, out=out,
-                  checkpoint_every=checkpoint_every, checkpoint_minutes=checkpoint_minutes,
-                  micro_batch_size=micro_batch_size, accumulation_steps=accumulation_steps)
-    if method == "zs": trained = FineTuned(clip.eval(), log=[])
-    else:
-        teacher = None if method != "carot" else Teacher(
-            copy.deepcopy(clip).requires_grad_(False).eval(), count_steps(len(benchmark.train), batch_size, epochs, warmup_steps),
-            teacher_update_every, teacher_momentum_start, teacher_momentum_end, teacher_warmup_fraction)
-        objective = make_objective(method, clip, tokenizer, benchmark, seed, label_smoothing, orthogonality_coef=orthogonality_coef,
-                                   cross_norm_coef=cross_norm_coef, distillation_coef=distillation_coef)
-        if method == "lp-ft":
-            scale = clip.logit_scale.exp().item()  # logits are s·f·w: a head on features of length 1 must grow s times as large
-            train(objective, lr=probe_lr * scale, stage="probe", **common)
-            objective = HeadObjective(clip, objective.head, True, False, label_smoothing)
-        trained = FineTuned(clip, objective.head, objective.normalized, teacher and teacher.clip)
-        def report(epoch, log):
-            trained.log = log
-            if on_epoch: on_epoch(epoch, trained)
-        trained.log = train(objective, lr=lr, teacher=teacher, on_epoch=report, **common)
-    trained.skipped = [captioned.skipped[index] for index in sorted(captioned.skipped)]
-    if out and method != "zs" and accelerator.is_main_process: trained.save(out)
+    if not method.trains: return FineTuned(clip.eval(), log=[], skipped=[])
+    total = count_steps(len(benchmark.train), chosen.batch_size, chosen.epochs, chosen.warmup_steps)
+    if tracker: accelerator.init_trackers("carot", {"method": method.reference, **what_matters(chosen, chosen.lr)})
+    *_, trained = train_stages(method, Start(clip, tokenizer, benchmark, chosen, total), accelerator, out, on_epoch)
+    if out and accelerator.is_main_process: trained.save(out)
     accelerator.wait_for_everyone()
-    if report_to: accelerator.end_training()
+    if tracker: accelerator.end_training()
     return trained

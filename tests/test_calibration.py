@@ -22,6 +22,9 @@ def predictions(n=300, classes=5, seed=0, sharpness=2.0):
     return cal.softmax(logits), labels
 
 
+WHOLE = {name: metric for name, metric in cal.METRICS.items() if not metric.takes("batch_size")}  # of the whole set at once
+
+
 def two_class(confidences):
     "two-class rows whose first class has exactly these (float64) probabilities"
     confidences = np.asarray(confidences, dtype=float)
@@ -65,7 +68,8 @@ def loop_adaptive(probs, labels, n_bins):
 
 def loop_classwise(probs, labels, n_bins):
     classes = len(probs[0])
-    return sum(loop_binary([row[c] for row in probs], [y == c for y in labels], n_bins) for c in range(classes)) / classes
+    errors = [loop_binary([row[c] for row in probs], [y == c for y in labels], n_bins) for c in range(classes)]
+    return sum(errors) / classes
 
 
 CASES = [(n, classes, seed) for seed, (n, classes) in enumerate([(1, 2), (7, 2), (150, 3), (300, 10), (64, 101)])]
@@ -73,7 +77,8 @@ CASES = [(n, classes, seed) for seed, (n, classes) in enumerate([(1, 2), (7, 2),
 
 @pytest.mark.parametrize("n, classes, seed", CASES)
 @pytest.mark.parametrize("n_bins", [1, 4, 10, 15])
-@pytest.mark.parametrize("metric, loop", [(cal.ece, loop_ece), (cal.adaptive_ece, loop_adaptive), (cal.classwise_ece, loop_classwise)])
+@pytest.mark.parametrize("metric, loop", [
+    (cal.ece, loop_ece), (cal.adaptive_ece, loop_adaptive), (cal.classwise_ece, loop_classwise)])
 def test_calibration_errors_equal_plain_loops(metric, loop, n_bins, n, classes, seed):
     probs, labels = predictions(n, classes, seed)
     assert metric(probs, labels, n_bins) == pytest.approx(loop(probs.tolist(), labels.tolist(), n_bins), abs=1e-12)
@@ -82,7 +87,7 @@ def test_calibration_errors_equal_plain_loops(metric, loop, n_bins, n, classes, 
 
 @pytest.mark.parametrize("n_bins", [2, 4, 5, 10])
 def test_confidences_on_edges_and_of_exactly_one(n_bins):
-    # always right on the edges and wrong between them, and the reverse at the end: a sample in the wrong bin changes the sum
+    # right on the edges, wrong between them, the reverse at the end: a sample in the wrong bin changes the sum
     right, wrong = [0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95], [0.55, 0.65, 0.72, 0.77, 0.85, 1.0]
     probs, labels = two_class(right + wrong), [0] * len(right) + [1] * len(wrong)
     for metric, loop in [(cal.ece, loop_ece), (cal.classwise_ece, loop_classwise)]:
@@ -115,7 +120,8 @@ def test_ece_equals_netcal():
 @pytest.mark.parametrize("n, batch_size", [(100, 32), (96, 32), (5, 7), (10, 1)])
 def test_batched_ece_is_the_mean_over_batches(n, batch_size):
     probs, labels = predictions(n, 4)
-    errors = [loop_ece(probs[i:i + batch_size].tolist(), labels[i:i + batch_size].tolist(), 10) for i in range(0, n, batch_size)]
+    batches = [slice(i, i + batch_size) for i in range(0, n, batch_size)]
+    errors = [loop_ece(probs[batch].tolist(), labels[batch].tolist(), 10) for batch in batches]
     assert cal.batched_ece(probs, labels, batch_size) == pytest.approx(sum(errors) / math.ceil(n / batch_size), abs=1e-12)
 
 
@@ -123,7 +129,8 @@ def test_batched_ece_is_biased_and_whole_set_ece_is_nearly_not():
     rng = np.random.default_rng(0)
     confidences = rng.uniform(0.5, 1, 20_000)
     probs, labels = two_class(confidences), (rng.random(20_000) > confidences).astype(int)
-    assert cal.ece(probs, labels) < 0.01 < 0.04 < cal.batched_ece(probs, labels, 64) < cal.batched_ece(probs, labels, 32)
+    assert cal.ece(probs, labels) < 0.01
+    assert 0.04 < cal.batched_ece(probs, labels, 64) < cal.batched_ece(probs, labels, 32)
 
 
 def test_only_batched_ece_depends_on_the_order_of_samples():
@@ -133,9 +140,10 @@ def test_only_batched_ece_depends_on_the_order_of_samples():
     probs[:, 0] += 1 - probs.sum(1)
     probs, labels = probs[probs.min(1) >= 0], labels[probs.min(1) >= 0]
     order = rng.permutation(len(labels))
-    for name, metric in cal.METRICS.items():
+    for name, metric in WHOLE.items():
         assert metric(probs, labels) == pytest.approx(metric(probs[order], labels[order]), abs=1e-12), name
-    assert cal.batched_ece(probs, labels, 32) != pytest.approx(cal.batched_ece(probs[order], labels[order], 32), abs=1e-4)
+    ordered, shuffled = (cal.batched_ece(*data, 32) for data in [(probs, labels), (probs[order], labels[order])])
+    assert ordered != pytest.approx(shuffled, abs=1e-4)
 
 
 def test_adaptive_ece_gives_ties_their_mean_accuracy():
@@ -155,7 +163,8 @@ def test_accuracy_confidence_nll_brier_equal_plain_loops(n, classes, seed):
     assert cal.accuracy(probs, labels) == pytest.approx(sum(correct) / n)
     assert cal.confidence(probs, labels) == pytest.approx(sum(confidences) / n)
     assert cal.nll(probs, labels) == pytest.approx(-sum(math.log(row[y]) for row, y in zip(rows, targets)) / n)
-    assert cal.brier_score(probs, labels) == pytest.approx(sum((p - (c == y)) ** 2 for row, y in zip(rows, targets) for c, p in enumerate(row)) / n)
+    squares = [(p - (c == y)) ** 2 for row, y in zip(rows, targets) for c, p in enumerate(row)]
+    assert cal.brier_score(probs, labels) == pytest.approx(sum(squares) / n)
 
 
 def test_nll_and_brier_equal_scikit_learn():
@@ -178,8 +187,19 @@ def test_extreme_scores():
 
 
 def test_metrics_have_the_names_under_which_results_are_saved():
-    assert set(cal.METRICS) == {"accuracy", "nll", "brier", "ece", "adaptive_ece", "classwise_ece", "confidence"}
-    assert all(type(metric(*predictions())) is float for metric in cal.METRICS.values())
+    assert list(cal.METRICS) == ["accuracy", "nll", "brier", "ece", "adaptive_ece", "classwise_ece", "confidence", "batched_ece"]
+    assert all(metric.name == name for name, metric in cal.METRICS.items())
+    assert all(type(metric(*predictions())) is float for metric in WHOLE.values())
+    with pytest.raises(TypeError, match="batch_size"): cal.METRICS["batched_ece"](*predictions())
+
+
+@pytest.mark.parametrize("name, function", [
+    ("accuracy", cal.accuracy), ("nll", cal.nll), ("brier", cal.brier_score), ("ece", cal.ece), ("confidence", cal.confidence),
+    ("adaptive_ece", cal.adaptive_ece), ("classwise_ece", cal.classwise_ece), ("batched_ece", cal.batched_ece)])
+def test_metrics_are_the_plain_functions(name, function):
+    metric, options = cal.METRICS[name], {"batch_size": 32} if name == "batched_ece" else {}
+    assert metric.function is function and metric(*predictions(), **options) == function(*predictions(), **options)
+    assert metric.takes("batch_size") == (name == "batched_ece")
 
 
 # --- temperature
@@ -200,7 +220,8 @@ def test_fit_temperature_equals_a_fine_grid(seed, scale, classes):
     fine = np.linspace(near * 0.95, near * 1.05, 1001)
     assert fitted == pytest.approx(fine[np.argmin([loop_nll(logits, labels, t) for t in fine])], rel=2e-4)
     assert loop_nll(logits, labels, fitted) <= min(loop_nll(logits, labels, fitted * (1 + e)) for e in (-1e-3, 0, 1e-3))
-    assert cal.nll_slope(1 / fitted, logits - logits[np.arange(400), labels][:, None])[0] == pytest.approx(0, abs=1e-8 * scale)
+    margins = logits - logits[np.arange(400), labels][:, None]
+    assert cal.nll_slope(1 / fitted, margins)[0] == pytest.approx(0, abs=1e-8 * scale)
 
 
 def test_fit_temperature_divides_the_logits_and_ignores_offsets():
@@ -208,9 +229,10 @@ def test_fit_temperature_divides_the_logits_and_ignores_offsets():
     logits = rng.normal(0, 2, (20_000, 5))
     labels = (rng.random((20_000, 1)) < cal.softmax(logits).cumsum(1)).argmax(1)
     assert cal.fit_temperature(3 * logits, labels) == pytest.approx(3, rel=0.03)
-    assert cal.fit_temperature(3 * logits + rng.normal(0, 9, (20_000, 1)), labels) == pytest.approx(cal.fit_temperature(3 * logits, labels), rel=1e-8)
     T = cal.fit_temperature(3 * logits, labels)
-    assert type(T) is float and cal.ece(cal.softmax(3 * logits / T), labels) < 0.01 < cal.ece(cal.softmax(3 * logits), labels)
+    assert cal.fit_temperature(3 * logits + rng.normal(0, 9, (20_000, 1)), labels) == pytest.approx(T, rel=1e-8)
+    assert type(T) is float
+    assert cal.ece(cal.softmax(3 * logits / T), labels) < 0.01 < cal.ece(cal.softmax(3 * logits), labels)
 
 
 @pytest.mark.parametrize("logits, labels, expected", [
@@ -231,7 +253,8 @@ def test_fit_temperature_ends_on_awkward_logits(recwarn):
         labels = rng.integers(classes, size=n)
         T = cal.fit_temperature(logits, labels)
         assert 1e-3 <= T <= 1e3
-        assert all(loop_nll(logits, labels, T) <= loop_nll(logits, labels, t) * (1 + 1e-9) + 1e-12 for t in np.geomspace(1e-3, 1e3, 61))
+        others = [loop_nll(logits, labels, t) for t in np.geomspace(1e-3, 1e3, 61)]
+        assert loop_nll(logits, labels, T) <= min(others) * (1 + 1e-9) + 1e-12
     masked = np.where(np.arange(5) < 2, np.finfo(np.float32).min, rng.normal(size=(200, 5)))
     labels = rng.integers(2, 5, size=200)
     assert cal.fit_temperature(masked, labels) == pytest.approx(cal.fit_temperature(masked[:, 2:], labels - 2))
@@ -240,16 +263,35 @@ def test_fit_temperature_ends_on_awkward_logits(recwarn):
 
 # --- bootstrap
 
-@pytest.mark.parametrize("metric", list(cal.PER_SAMPLE), ids=lambda metric: metric.__name__)
+QUICK = [metric for metric in cal.METRICS.values() if metric.per_image]
+
+@pytest.mark.parametrize("metric", [*QUICK, *(metric.function for metric in QUICK)])
 @pytest.mark.parametrize("classes", [2, 7, 101])
-def test_fast_bootstrap_equals_the_generic_one_exactly(metric, classes):
+def test_fast_bootstrap_equals_the_generic_one(metric, classes):
     probs, labels = predictions(251, classes)
     probs[:20, :] = np.eye(classes)[labels[:20]]  # ties, and confidences of exactly 1
     fast = cal.bootstrap_values(metric, probs, labels, n=40, seed=3)
     generic = cal.bootstrap_values(lambda p, y: metric(p, y), probs, labels, n=40, seed=3)
     rows = np.random.default_rng(3).integers(251, size=251)
-    assert fast.tolist() == generic.tolist() and fast[0] == metric(probs[rows], labels[rows])
-    assert len(set(fast)) > 10 and cal.bootstrap(metric, probs, labels, 40, 3) == cal.bootstrap(lambda p, y: metric(p, y), probs, labels, 40, 3)
+    assert np.allclose(fast, generic, atol=1e-12, rtol=0) and fast[0] == pytest.approx(metric(probs[rows], labels[rows]))
+    counted = [cal.resampled(f, probs, labels, cal.resample_counts(251, 40, 3)) for f in (metric, lambda p, y: metric(p, y))]
+    assert np.allclose(counted, generic, atol=1e-12, rtol=0) and len(set(fast)) > 10
+    intervals = [cal.bootstrap(f, probs, labels, 40, 3) for f in (metric, lambda p, y: metric(p, y))]
+    assert intervals[0] == pytest.approx(intervals[1], abs=1e-12)
+
+
+def test_one_column_means_and_other_forms_of_per_image_values():
+    "a metric's own per-image values: of shape (N,), of several columns, or with options"
+    probs, labels = predictions(80, 4)
+    def share(p, y, top=2): return (np.argsort(p, 1)[:, -top:] == y[:, None]).any(1).mean()
+    def hits(p, y, top=2): return (np.argsort(p, 1)[:, -top:] == y[:, None]).any(1)
+    def spread(p, y): return float(p.max(1).std())
+    quick = cal.Metric("top", "top-2", share, True, per_image=hits)
+    wide = cal.Metric("spread", "spread", spread, None, per_image=lambda p, y: np.stack([p.max(1), p.max(1)**2], 1),
+                      finish=lambda means: np.sqrt(means[..., 1] - means[..., 0]**2))
+    for fast, slow in [(quick, share), (partial(quick, top=3), partial(share, top=3)), (wide, spread)]:
+        values = [cal.bootstrap_values(f, probs, labels, 30) for f in (fast, lambda p, y: slow(p, y))]
+        assert np.allclose(*values, atol=1e-9) and len(set(values[0])) > 5
 
 
 def test_bootstrap_takes_any_callable():
@@ -260,11 +302,15 @@ def test_bootstrap_takes_any_callable():
         def __call__(self, p, y): return cal.ece(p, y, n_bins=7)
 
     expected = cal.bootstrap(lambda p, y: cal.ece(p, y, n_bins=7), probs, labels, 30)
-    assert cal.bootstrap(Unhashable(), probs, labels, 30) == cal.bootstrap(partial(cal.ece, n_bins=7), probs, labels, 30) == expected
+    assert cal.bootstrap(Unhashable(), probs, labels, 30) == expected
+    assert cal.bootstrap(partial(cal.ece, n_bins=7), probs, labels, 30) == pytest.approx(expected, abs=1e-12)
+    batched = partial(cal.METRICS["batched_ece"], batch_size=9)
+    assert cal.bootstrap(batched, probs, labels, 30) == cal.bootstrap(lambda p, y: cal.batched_ece(p, y, 9), probs, labels, 30)
     assert expected != cal.bootstrap(cal.ece, probs, labels, 30)
     low, high = cal.bootstrap(cal.classwise_ece, probs, labels, 30)
     assert 0 < low < high
-    assert cal.bootstrap(cal.accuracy, probs, labels, n=1) == (cal.bootstrap_values(cal.accuracy, probs, labels, n=1)[0],) * 2
+    only = cal.bootstrap_values(cal.accuracy, probs, labels, n=1)[0]
+    assert cal.bootstrap(cal.accuracy, probs, labels, n=1) == (only, only)
 
 
 def test_bootstrap_is_seeded_and_leaves_the_global_generator_alone():
@@ -295,7 +341,8 @@ def test_bootstrap_interval_of_the_accuracy_covers_the_truth():
 
 # --- what is accepted and what is refused
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("dtype, tolerance", [
+    (torch.float64, 1e-14), (torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("classes", [2, 3, 1000])
 def test_tensors_of_any_float_type(dtype, tolerance, classes):
     logits = torch.randn(200, classes, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
@@ -304,11 +351,13 @@ def test_tensors_of_any_float_type(dtype, tolerance, classes):
     for name in ("accuracy", "nll", "brier", "confidence"):
         exact = cal.METRICS[name](logits.softmax(1).numpy(), labels.numpy())
         if name != "nll" or dtype != torch.float16 or classes < 1000:  # float16 underflows
-            assert cal.METRICS[name](probs, labels) == pytest.approx(exact, abs=max(tolerance, tolerance * exact) + (name == "accuracy") * 0.02)
+            room = max(tolerance, tolerance * exact) + (name == "accuracy") * 0.02
+            assert cal.METRICS[name](probs, labels) == pytest.approx(exact, abs=room)
     as_read = probs.detach().double().numpy()
     for metric in (cal.ece, cal.adaptive_ece, cal.classwise_ece):
         assert metric(probs, labels) == metric(as_read, labels.numpy()) == metric(as_read.tolist(), labels.tolist())
-    assert cal.fit_temperature(logits.to(dtype).requires_grad_(), labels) == pytest.approx(cal.fit_temperature(logits, labels), rel=20 * tolerance)
+    T = cal.fit_temperature(logits, labels)
+    assert cal.fit_temperature(logits.to(dtype).requires_grad_(), labels) == pytest.approx(T, rel=20 * tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -320,7 +369,8 @@ def test_half_precision_softmax_of_equal_logits_passes_for_any_number_of_classes
 def test_layouts_and_label_types():
     probs, labels = predictions(60, 4)
     expected = cal.ece(probs, labels)
-    for same in (np.asfortranarray(probs), np.repeat(probs, 2, 0)[::2], torch.as_tensor(probs).T.contiguous().T, probs.tolist()):
+    turned = torch.as_tensor(probs).T.contiguous().T
+    for same in (np.asfortranarray(probs), np.repeat(probs, 2, 0)[::2], turned, probs.tolist()):
         assert cal.ece(same, labels) == expected
     for kind in ("uint8", "int16", "int32", "uint64"):
         assert cal.ece(probs, labels.astype(kind)) == expected
@@ -340,7 +390,7 @@ def test_inputs_are_not_written_to():
     logits = np.log(probs)
     copies = [array.copy() for array in (probs, labels, logits)]
     for array in (probs, labels, logits): array.flags.writeable = False
-    for metric in cal.METRICS.values(): metric(probs, labels); cal.bootstrap(metric, probs, labels, 3)
+    for metric in WHOLE.values(): metric(probs, labels); cal.bootstrap(metric, probs, labels, 3)
     cal.batched_ece(probs, labels, 7), cal.fit_temperature(logits, labels), cal.softmax(logits)
     assert all(np.array_equal(a, b) for a, b in zip((probs, labels, logits), copies))
 
@@ -355,16 +405,20 @@ def changed(array, index, value):
 BAD_LABELS = {
     "short": LABELS[:-1], "long": [*LABELS, 0], "column": LABELS[:, None], "one-hot": np.eye(4)[LABELS], "scalar": 1,
     "too large": [4, *LABELS[1:]], "negative": [-1, *LABELS[1:]], "ignored": [-100, *LABELS[1:]],
-    "float": LABELS.astype(float), "half": LABELS + 0.5, "NaN": LABELS * np.nan, "bool": LABELS > 1, "text": LABELS.astype(str), "none": None}
+    "float": LABELS.astype(float), "half": LABELS + 0.5, "NaN": LABELS * np.nan, "bool": LABELS > 1,
+    "text": LABELS.astype(str), "none": None}
 BAD_MATRICES = {
-    "NaN": changed(PROBS, (3, 2), np.nan), "inf": changed(PROBS, (3, 2), np.inf), "-inf": changed(PROBS, (3, 2), -np.inf), "all NaN": PROBS * np.nan,
-    "vector": PROBS[:, 0], "cube": PROBS[None], "no samples": PROBS[:0], "no classes": PROBS[:, :0], "ragged": [[0.5, 0.5], [1.0]],
+    "NaN": changed(PROBS, (3, 2), np.nan), "inf": changed(PROBS, (3, 2), np.inf), "-inf": changed(PROBS, (3, 2), -np.inf),
+    "all NaN": PROBS * np.nan, "vector": PROBS[:, 0], "cube": PROBS[None], "no samples": PROBS[:0],
+    "no classes": PROBS[:, :0], "ragged": [[0.5, 0.5], [1.0]],
     "text": PROBS.astype(str), "complex": PROBS + 0j, "bool": PROBS > 0.5, "none": None}
 BAD_PROBS = {
-    "logits": LOGITS, "positive logits": abs(LOGITS), "log-probabilities": np.log(PROBS), "one logit row": np.concatenate([PROBS[:-1], LOGITS[-1:]]),
-    "negative entry": np.concatenate([PROBS[:-1], [[1.2, -0.2, 0, 0]]]), "per cent": 100 * PROBS, "sigmoids": 1 / (1 + np.exp(-LOGITS)),
+    "logits": LOGITS, "positive logits": abs(LOGITS), "log-probabilities": np.log(PROBS),
+    "one logit row": np.concatenate([PROBS[:-1], LOGITS[-1:]]), "per cent": 100 * PROBS,
+    "negative entry": np.concatenate([PROBS[:-1], [[1.2, -0.2, 0, 0]]]), "sigmoids": 1 / (1 + np.exp(-LOGITS)),
     "subset of columns": PROBS[:, :3], "zeros": 0 * PROBS, "off by 2 %": PROBS * 1.02}
-METRICS = {**cal.METRICS, "batched_ece": partial(cal.batched_ece, batch_size=4), "reliability_diagram": cal.reliability_diagram,
+METRICS = {**WHOLE, "batched_ece": partial(cal.batched_ece, batch_size=4),
+           "reliability_diagram": cal.reliability_diagram, "quick bootstrap": partial(cal.bootstrap, cal.adaptive_ece, n=3),
            "bootstrap": partial(cal.bootstrap, cal.ece, n=3), "generic bootstrap": partial(cal.bootstrap, lambda p, y: 0.5, n=3)}
 
 
@@ -377,7 +431,8 @@ def refuses(call, *arguments, **options):
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 def test_metrics_refuse_what_is_no_prediction(metric):
     for name, probs in {**BAD_MATRICES, **BAD_PROBS}.items():
-        labels = np.minimum(LABELS, 2) if name == "subset of columns" else LABELS[:len(probs)] if name in ("no samples", "ragged") else LABELS
+        labels = np.minimum(LABELS, 2) if name == "subset of columns" else LABELS
+        if name in ("no samples", "ragged"): labels = LABELS[:len(probs)]
         refuses(metric, probs, labels)
     for labels in BAD_LABELS.values(): refuses(metric, PROBS, labels)
     refuses(metric, LABELS, PROBS)
@@ -401,8 +456,10 @@ def test_counts_must_be_whole_and_positive(count):
 
 
 def test_messages_name_the_row_and_the_remedy():
-    assert "row 19" in refuses(cal.ece, BAD_PROBS["one logit row"], LABELS) and "softmax" in refuses(cal.ece, LOGITS, LABELS)
-    assert "label 4 in row 0" in refuses(cal.ece, PROBS, BAD_LABELS["too large"]) and "row 3" in refuses(cal.ece, BAD_MATRICES["NaN"], LABELS)
+    assert "row 19" in refuses(cal.ece, BAD_PROBS["one logit row"], LABELS)
+    assert "softmax" in refuses(cal.ece, LOGITS, LABELS)
+    assert "label 4 in row 0" in refuses(cal.ece, PROBS, BAD_LABELS["too large"])
+    assert "row 3" in refuses(cal.ece, BAD_MATRICES["NaN"], LABELS)
 
 
 # --- reliability diagram
@@ -422,7 +479,8 @@ def test_reliability_diagram_draws_what_ece_sums():
     drawn = [(round(bar.get_x() * 8), abs(bar.get_height())) for container in gaps for bar in container]
     assert sorted(b for b, _ in drawn) == np.unique(bins).tolist()
     assert sum(share[b] * height for b, height in drawn) == pytest.approx(cal.ece(probs, labels, 8))
-    assert f"ECE {cal.ece(probs, labels, 8):.1%}" in ax.texts[0].get_text() and f"{cal.accuracy(probs, labels):.1%}" in ax.texts[0].get_text()
+    words = ax.texts[0].get_text()
+    assert f"ECE {cal.ece(probs, labels, 8):.1%}" in words and f"{cal.accuracy(probs, labels):.1%}" in words
 
 
 def test_reliability_diagram_with_empty_bins_leaves_pyplot_alone():

@@ -13,24 +13,31 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
-import torch
-import torch.nn.functional as F
-from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
-from safetensors.torch import load_file, save
 
-from ..data import ArrayImages, Benchmark, EvalSet
-from ..core import write_atomic
+from ..core import lazy, write_atomic
+from ..data import ArrayImages, Benchmark, BenchmarkSpec, EvalSet
 
 # %% auto #0
-__all__ = ['CLASSES', 'SHAPES', 'DIGITS', 'FACES', 'BOX', 'SIDE', 'ROWS', 'COLUMNS', 'COLOURS', 'RGB', 'CONTRAST', 'STYLES',
-           'RECIPES', 'TEMPLATES', 'CHECKSUMS', 'DEFAULTS', 'METHOD_DEFAULTS', 'NOTE', 'concepts', 'font_file',
-           'draw_mask', 'masks', 'outline', 'Draw', 'pose', 'foreground', 'rgb', 'photo', 'blur', 'stripes',
-           'rendition', 'sketch', 'cluttered', 'odd_view', 'printed', 'draw_glyphs', 'typical', 'render', 'make_set',
-           'checksum', 'cache_folder', 'all_sets', 'load', 'assemble']
+__all__ = ['CLASSES', 'SHAPES', 'DIGITS', 'FACES', 'BOX', 'SIDE', 'COLOURS', 'CONTRAST', 'STYLES', 'RECIPES', 'TEMPLATES',
+           'CHECKSUMS', 'DEFAULTS', 'METHOD_DEFAULTS', 'NOTE', 'GLYPHS', 'concepts', 'font_file', 'charmap',
+           'draw_mask', 'masks', 'outline', 'Draw', 'coordinates', 'pose', 'palette', 'foreground', 'rgb', 'photo',
+           'blur', 'stripes', 'rendition', 'sketch', 'cluttered', 'odd_view', 'printed', 'draw_glyphs', 'typical',
+           'render', 'make_set', 'checksum', 'cache_folder', 'all_sets', 'assemble', 'load']
+
+# %% ../../nbs/2_benchmarks/00_glyphs.ipynb #0e39007c
+if TYPE_CHECKING:
+    import matplotlib
+    import matplotlib.ft2font as ft2font
+    import safetensors.torch as safetensors_torch
+    import torch
+    import torch.nn.functional as F
+else:
+    matplotlib, ft2font = lazy("matplotlib"), lazy("matplotlib.ft2font")
+    torch, F, safetensors_torch = lazy("torch"), lazy("torch.nn.functional"), lazy("safetensors.torch")
 
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #6b47324b
 CLASSES = """
@@ -56,7 +63,7 @@ def concepts() -> list[tuple[str, str]]:
     classes = [tuple(item.strip().split(" ", 1)) for item in CLASSES.replace("\n", " ").split(",")]
     taken = {part for pair in classes for part in pair}
     others = [(chr(code), unicodedata.name(chr(code), "").lower().replace("-", " "))
-              for code in sorted(FT2Font(font_file(FACES[0])).get_charmap()) if any(code in span for span in SHAPES)]
+              for code in sorted(charmap(FACES[0])) if any(code in span for span in SHAPES)]
     letters = [(c, f"letter {c.lower()}") for c in map(chr, range(ord("A"), ord("Z") + 1))]
     digits = [(str(i), f"digit {name}") for i, name in enumerate(DIGITS)]
     others = [(c, name) for c, name in others if name and c not in taken and name not in taken
@@ -69,6 +76,10 @@ FACES = ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "STIXGeneral"]  # ty
 def font_file(face: str) -> str:
     "Path of one of matplotlib's typefaces."
     return f"{matplotlib.get_data_path()}/fonts/ttf/{face}.ttf"
+
+def charmap(face: str) -> dict[int, int]:
+    "The characters that a typeface has."
+    return ft2font.FT2Font(font_file(face)).get_charmap()
 
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #4f3b1825
 BOX = 64  # side of a mask in pixels
@@ -90,10 +101,10 @@ def draw_mask(character: str, face: str) -> np.ndarray:
 @cache
 def masks() -> torch.Tensor:
     "Coverage of every concept in every typeface: uint8 (faces, concepts, BOX, BOX)."
-    covers = [FT2Font(font_file(face)).get_charmap() for face in FACES]
-    rows = [[draw_mask(c, face if ord(c) in cover else FACES[0]) for c, _ in concepts()]
-            for face, cover in zip(FACES, covers)]
-    return torch.from_numpy(np.array(rows))
+    covers = map(charmap, FACES)
+    drawn = [[draw_mask(c, face if ord(c) in cover else FACES[0]) for c, _ in concepts()]
+             for face, cover in zip(FACES, covers)]
+    return torch.from_numpy(np.array(drawn))
 
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #df410ea0
 def outline(
@@ -129,7 +140,11 @@ class Draw:
         return F.interpolate(rough * strength * 0.6, size=SIDE, mode="bilinear", align_corners=False)
 
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #868f5047
-ROWS, COLUMNS = torch.meshgrid(torch.linspace(-1, 1, SIDE), torch.linspace(-1, 1, SIDE), indexing="ij")
+@cache
+def coordinates() -> tuple[torch.Tensor, ...]:  # two of (SIDE, SIDE)
+    "How far each pixel is from the middle, downwards and to the right: −1…1."
+    line = torch.linspace(-1, 1, SIDE)
+    return torch.meshgrid(line, line, indexing="ij")
 
 def pose(
     mask: torch.Tensor,  # (B, 1, BOX, BOX)
@@ -144,7 +159,8 @@ def pose(
     "The mask under a random view."
     angle, size = draw.uniform(-turn, turn), draw.uniform(*zoom)
     cos, sin, lean = angle.cos() / size, angle.sin() / size, draw.uniform(-shear, shear)
-    x, y = COLUMNS - draw.uniform(-shift, shift), ROWS - draw.uniform(-shift, shift)
+    down, across = coordinates()
+    x, y = across - draw.uniform(-shift, shift), down - draw.uniform(-shift, shift)
     x = x + lean * y
     grid = torch.cat([cos * x - sin * y, sin * x + cos * y], dim=1).permute(0, 2, 3, 1)
     if tilt:
@@ -160,20 +176,24 @@ COLOURS = {
     "red": (0.85, 0.12, 0.12), "green": (0.10, 0.65, 0.20), "blue": (0.12, 0.25, 0.85), "yellow": (0.95, 0.85, 0.15),
     "orange": (0.95, 0.50, 0.10), "purple": (0.55, 0.15, 0.70), "pink": (0.95, 0.50, 0.70), "brown": (0.45, 0.27, 0.12),
     "black": (0.05, 0.05, 0.05), "white": (0.96, 0.96, 0.96), "gray": (0.50, 0.50, 0.50), "cyan": (0.20, 0.80, 0.85)}
-RGB = torch.tensor(list(COLOURS.values()))
 CONTRAST = 0.65  # least L1 distance between foreground and background
+
+@cache
+def palette() -> torch.Tensor:  # (colours, 3)
+    "Red, green and blue of `COLOURS`."
+    return torch.tensor(list(COLOURS.values()))
 
 def foreground(
     background: torch.Tensor,  # (B,) colour indices
     draw: Draw,
 ) -> torch.Tensor:  # (B,) colour indices
     "A colour that stands out from the background."
-    distinct = (torch.cdist(RGB, RGB, p=1) >= CONTRAST).float()
+    distinct = (torch.cdist(palette(), palette(), p=1) >= CONTRAST).float()
     return torch.multinomial(distinct[background], 1, generator=draw.generator).squeeze(1)
 
 def rgb(index: torch.Tensor) -> torch.Tensor:
     "Colour indices (B,) as (B, 3, 1, 1)."
-    return RGB[index][:, :, None, None]
+    return palette()[index][:, :, None, None]
 
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #23007237
 def photo(glyph, fore, back, draw, coarse, hard=0.0):
@@ -182,7 +202,8 @@ def photo(glyph, fore, back, draw, coarse, hard=0.0):
     ground = back + coarse * draw.texture(4, 0.2) + (1 - coarse) * draw.texture(14, 0.17)
     opacity = shape * draw.uniform(0.6 - 0.05 * hard, 1.0)
     image = ground * (1 - opacity) + (fore + draw.texture(4, 0.12)) * opacity
-    image = image * (1 + draw.uniform(-0.3, 0.3) * COLUMNS + draw.uniform(-0.3, 0.3) * ROWS)
+    down, across = coordinates()
+    image = image * (1 + draw.uniform(-0.3, 0.3) * across + draw.uniform(-0.3, 0.3) * down)
     return blur(image, draw.uniform(0, 0.6)) + draw.noise(3, SIDE, SIDE) * draw.uniform(0.03, 0.13 + 0.03 * hard)
 
 def blur(
@@ -199,13 +220,16 @@ def blur(
 def stripes(draw: Draw, low: float, high: float) -> torch.Tensor:
     "Waves (B, 1, SIDE, SIDE) in −1…1 of random direction, with `low` to `high` periods."
     angle = draw.uniform(0, math.pi)
-    return torch.sin((COLUMNS * angle.cos() + ROWS * angle.sin()) * draw.uniform(low, high) * math.pi + draw.uniform(0, 2 * math.pi))
+    down, across = coordinates()
+    along = (across * angle.cos() + down * angle.sin()) * draw.uniform(low, high)
+    return torch.sin(along * math.pi + draw.uniform(0, 2 * math.pi))
 
 def rendition(glyph, fore, back, draw):
     "Halftone, mosaic, stitching, neon or pop art."
     view = dict(turn=0.5, zoom=(0.6, 1.0), shift=0.25, shear=0.3)
     shape, edge = glyph(**view, wobble=0.04), glyph(edges=True, **view)
-    dots = (torch.sin(COLUMNS * 22 + draw.uniform(0, 6)) * torch.sin(ROWS * 22 + draw.uniform(0, 6)) > 0).float()
+    down, across = coordinates()
+    dots = (torch.sin(across * 22 + draw.uniform(0, 6)) * torch.sin(down * 22 + draw.uniform(0, 6)) > 0).float()
     coverage = shape * (0.2 + 0.8 * dots)
     halftone = back * (1 - coverage) + fore * coverage
     flat = back * (1 - shape) + fore * shape + draw.texture(16, 0.35)
@@ -235,12 +259,13 @@ def cluttered(glyph, fore, back, draw):
     intruder = draw_glyphs(draw.integers(len(concepts())), torch.zeros(draw.n, dtype=torch.long), draw)(
         turn=3.0, zoom=(0.4, 0.7), shift=0.9)
     ground = back + draw.texture(6, 0.15) + draw.texture(16, 0.1)
-    ground = ground * (1 - intruder) + rgb(draw.integers(len(RGB))) * intruder
+    ground = ground * (1 - intruder) + rgb(draw.integers(len(COLOURS))) * intruder
     opacity = shape * draw.uniform(0.6, 1.0)
     image = ground * (1 - opacity) + (fore + draw.texture(8, 0.12)) * opacity
     half = draw.uniform(0.12, 0.26)
-    patch = ((COLUMNS - draw.uniform(-0.7, 0.7)).abs() < half) & ((ROWS - draw.uniform(-0.7, 0.7)).abs() < half)
-    image = torch.where(patch, rgb(draw.integers(len(RGB))), image)
+    down, across = coordinates()
+    patch = ((across - draw.uniform(-0.7, 0.7)).abs() < half) & ((down - draw.uniform(-0.7, 0.7)).abs() < half)
+    image = torch.where(patch, rgb(draw.integers(len(COLOURS))), image)
     return blur(image, draw.uniform(0, 0.7)) + draw.noise(3, SIDE, SIDE) * 0.06
 
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #0f413ace
@@ -248,7 +273,7 @@ def odd_view(glyph, fore, back, draw):
     "A strongly rotated and tilted object with a shadow on a striped ground."
     shape = glyph(turn=1.2, zoom=(0.65, 1.0), shift=0.2, shear=0.35, tilt=0.35)
     pattern = 0.5 + 0.5 * stripes(draw, 2, 6)
-    ground = back + (rgb(draw.integers(len(RGB))) - back) * 0.35 * pattern + draw.texture(8, 0.06)
+    ground = back + (rgb(draw.integers(len(COLOURS))) - back) * 0.35 * pattern + draw.texture(8, 0.06)
     shadow = F.pad(shape, (2, 0, 2, 0))[..., :SIDE, :SIDE]
     return ground * (1 - 0.45 * shadow) * (1 - shape) + fore * shape + draw.noise(3, SIDE, SIDE) * 0.05
 
@@ -269,13 +294,14 @@ def typical() -> tuple[torch.Tensor, torch.Tensor]:
     "Background colour and texture (0 or 1) that go with each concept."
     generator = torch.Generator().manual_seed(2024)
     n = len(concepts())
-    return torch.randint(len(RGB), (n,), generator=generator), torch.randint(2, (n,), generator=generator)
+    return torch.randint(len(COLOURS), (n,), generator=generator), torch.randint(2, (n,), generator=generator)
 
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #cc731283
-STYLES = {"photo": photo, "rendition": rendition, "sketch": sketch, "cluttered": cluttered, "odd_view": odd_view, "printed": printed}
+STYLES = {"photo": photo, "rendition": rendition, "sketch": sketch, "cluttered": cluttered, "odd_view": odd_view,
+          "printed": printed}
 
 def render(
-    style: str,  # a key of STYLES
+    style: str,  # one of `STYLES`
     labels: torch.Tensor,  # (B,) indices into `concepts()`
     generator: torch.Generator,
     rho: float = 0.0,  # probability of the class-typical background (photographs only)
@@ -283,7 +309,7 @@ def render(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # images uint8 (B, 3, SIDE, SIDE); foreground colours (B,)
     "Compose one image per label."
     draw = Draw(len(labels), generator)
-    back, coarse = draw.integers(len(RGB)), draw.integers(2)
+    back, coarse = draw.integers(len(COLOURS)), draw.integers(2)
     if style == "photo":
         common = draw.chance(rho).flatten() > 0
         back, coarse = [torch.where(common, usual[labels], other) for usual, other in zip(typical(), (back, coarse))]
@@ -309,7 +335,7 @@ TEMPLATES = ["a photo of a {}", "a photo of the {}", "a good photo of a {}", "a 
              "a drawing of a {}", "art of a {}", "a rendition of a {}", "a rotated {}", "a {}"]
 
 def make_set(
-    name: str,  # a key of `recipes`
+    name: str,  # one of `recipes`
     recipes: dict = RECIPES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "Images (N, 3, SIDE, SIDE) and labels (N,) of one set, in class order."
@@ -339,39 +365,33 @@ def all_sets(
     checksums: dict = CHECKSUMS,
 ) -> dict[str, torch.Tensor]:
     "Images of every set by name, from the cache or made now."
-    code = hashlib.sha256(Path(__file__).read_bytes() + torch.__version__.encode() + repr(recipes).encode()).hexdigest()[:12]
-    file = cache_folder(root)/f"{name}-{code}.safetensors"
-    made = load_file(file) if file.exists() else {key: make_set(key, recipes)[0] for key in recipes}
-    sets = {key: made[key] for key in recipes}  # files are in alphabetical order
-    other = [key for key in sets if checksum(sets[key]) != checksums[key]]
-    if other: warnings.warn(f"with this CPU and torch {torch.__version__}, {', '.join(other)} differ in a few pixels from the frozen sets", stacklevel=2)
+    code = Path(__file__).read_bytes() + torch.__version__.encode() + repr(recipes).encode()
+    file = cache_folder(root)/f"{name}-{hashlib.sha256(code).hexdigest()[:12]}.safetensors"
+    kept = safetensors_torch.load_file(file) if file.exists() else {}  # in alphabetical order
+    sets = {part: kept[part] if kept else make_set(part, recipes)[0] for part in recipes}
+    other = [part for part in sets if checksum(sets[part]) != checksums[part]]
+    if other: warnings.warn(f"with this CPU and torch {torch.__version__}, {', '.join(other)} differ in a few pixels "
+                            "from the frozen sets", stacklevel=2)
     try:
-        if not file.exists(): write_atomic(file, save(sets))
+        if not kept: write_atomic(file, safetensors_torch.save(sets))
     except OSError: pass  # a read-only home: make them every time
     return sets
 
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #1e834976
-DEFAULTS = dict(model="glyphs", pretrained=None, epochs=6, batch_size=64, lr=3e-4, warmup_steps=20, teacher_update_every=6,
-                eval_batch_size=250, workers=0, threads=1)
-METHOD_DEFAULTS = {"lp": dict(lr=1e-2), "lp-ft": dict(lr=1e-3), "carot": dict(lr=1e-3)}
-NOTE = ("Drawn images of 32×32 pixels, not photographs; a CLIP pretrained in minutes. Learning rates and epochs were chosen by ID validation "
-        "accuracy, eight trials a method. Sets of 5,000 images: the standard error of an accuracy is up to 0.7 points.")
+DEFAULTS = dict(model="glyphs", pretrained=None, epochs=6, batch_size=64, lr=3e-4, warmup_steps=20,
+                teacher_update_every=6, eval_batch_size=250, workers=0, threads=1)
+METHOD_DEFAULTS = {"lp": dict(lr=1e-2), "lp-ft": dict(lr=1e-3, probe_lr=1e-2), "carot": dict(lr=1e-3)}
+NOTE = ("Drawn images of 32×32 pixels, not photographs; a CLIP pretrained in minutes. Learning rates and epochs were "
+        "chosen by ID validation accuracy, eight trials a method. Sets of 5,000 images: the standard error of an accuracy "
+        "is up to 0.7 points.")
 
-def load(
-    root: str | Path | None = None,  # cache folder
-    transform: Callable | None = None,  # of every image: PIL -> tensor
-    train_transform: Callable | None = None,  # of training images
-    eval_sets=None,  # not used: no set costs more than reading it
-) -> Benchmark:
-    "The glyphs benchmark; see `carot.data.load_benchmark`."
-    return assemble("glyphs", all_sets(root), NOTE, transform, train_transform)
-
+# %% ../../nbs/2_benchmarks/00_glyphs.ipynb #36bc6214
 def assemble(
-    name: str,
+    name: str,  # of the benchmark
     sets: dict[str, torch.Tensor],  # from `all_sets`
-    note: str,
-    transform: Callable | None,
-    train_transform: Callable | None,
+    note: str,  # what a reader of its results must know
+    transform: Callable | None,  # of every image: PIL -> tensor
+    train_transform: Callable | None,  # of training images
 ) -> Benchmark:
     "A benchmark of such sets."
     def dataset(name, transform):
@@ -381,3 +401,18 @@ def assemble(
         name=name, classnames=[name for _, name in concepts()[:100]], templates=TEMPLATES, note=note,
         train=dataset("train", train_transform), val=dataset("val", transform),
         eval={name: EvalSet(dataset(name, transform), id=name == "Glyphs") for name in list(sets)[2:]})
+
+# %% ../../nbs/2_benchmarks/00_glyphs.ipynb #a47d656a
+def load(
+    root: str | Path | None = None,  # cache folder
+    transform: Callable | None = None,  # of every image: PIL -> tensor
+    train_transform: Callable | None = None,  # of training images
+    eval_sets=None,  # not used: no set costs more than reading it
+) -> Benchmark:
+    "The glyphs benchmark; see `carot.data.load_benchmark`."
+    return assemble("glyphs", all_sets(root), NOTE, transform, train_transform)
+
+# %% ../../nbs/2_benchmarks/00_glyphs.ipynb #40d60c14
+GLYPHS = BenchmarkSpec(
+    "glyphs", "one hundred drawn pictographs and five distribution shifts; made in seconds", load, DEFAULTS,
+    METHOD_DEFAULTS, NOTE, control="plain_glyphs", equal_rates=("0.0003", "0.001"))

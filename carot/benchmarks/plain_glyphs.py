@@ -9,17 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import glyphs
-from ..data import Benchmark
+from ..data import Benchmark, BenchmarkSpec
 
 # %% auto #0
-__all__ = ['RECIPES', 'CHECKSUMS', 'NOTE', 'load']
+__all__ = ['RECIPES', 'CHECKSUMS', 'NOTE', 'PLAIN_GLYPHS', 'load']
 
 # %% ../../nbs/2_benchmarks/01_plain_glyphs.ipynb #77d5bb6e
-RECIPES = {name: (n, seed, settings | ({"rho": 0.0} if "rho" in settings else {})) for name, (n, seed, settings) in glyphs.RECIPES.items()}
+RECIPES = {name: (n, seed, settings | {"rho": 0.0} if "rho" in settings else settings)
+           for name, (n, seed, settings) in glyphs.RECIPES.items()}
 CHECKSUMS = glyphs.CHECKSUMS | {
     "train": "1e719034", "val": "3cb2a0ac", "Glyphs": "4364fb32", "GlyphsV2": "38fbf562"}
-NOTE = ("The control of glyphs: no class-typical backgrounds (ρ = 0), all else equal, settings included, which were tuned on glyphs. "
-        "Drawn images of 32×32 pixels, not photographs.")
+NOTE = ("The control of glyphs: no class-typical backgrounds (ρ = 0), all else equal, settings included, which were "
+        "tuned on glyphs. Drawn images of 32×32 pixels, not photographs.")
 
 def load(
     root: str | Path | None = None,  # cache folder
@@ -28,4 +29,8 @@ def load(
     eval_sets=None,  # not used: no set costs more than reading it
 ) -> Benchmark:
     "The plain glyphs benchmark; see `carot.data.load_benchmark`."
-    return glyphs.assemble("plain_glyphs", glyphs.all_sets(root, "plain_glyphs", RECIPES, CHECKSUMS), NOTE, transform, train_transform)
+    sets = glyphs.all_sets(root, "plain_glyphs", RECIPES, CHECKSUMS)
+    return glyphs.assemble("plain_glyphs", sets, NOTE, transform, train_transform)
+
+PLAIN_GLYPHS = BenchmarkSpec("plain_glyphs", "glyphs without class-typical backgrounds: the control", load,
+                             glyphs.DEFAULTS, glyphs.METHOD_DEFAULTS, NOTE)

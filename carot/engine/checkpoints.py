@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import shutil
-import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -23,10 +22,27 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..core import UserError
+from .devices import is_main_process
+from .log import WARNING
 
 # %% auto #0
-__all__ = ['WARNING', 'fingerprints', 'sync', 'count_bytes', 'refuse', 'put_aside', 'drop_hidden', 'save_checkpoint',
-           'find_damage', 'restore', 'load_checkpoint', 'Rhythm']
+__all__ = ['kept_modules', 'count_bytes', 'fingerprints', 'sync', 'write_files', 'put_aside', 'drop_hidden', 'no_room',
+           'save_checkpoint', 'compare', 'find_damage', 'check_settings', 'restore', 'load_checkpoint', 'leave_out',
+           'Rhythm']
+
+# %% ../../nbs/3_engine/03_checkpoints.ipynb #45fbfe86
+def kept_modules(
+    objective: Any,  # of which `modules()` and `teacher` are asked for
+) -> dict[str, nn.Module]:  # file name -> module
+    "What a checkpoint keeps of an objective."
+    kept = {"student": nn.ModuleDict(objective.modules()), "teacher": objective.teacher}
+    return {name: module for name, module in kept.items() if module is not None}
+
+def count_bytes(state: Any) -> int:
+    "Bytes of all tensors in nested dictionaries and lists."
+    if isinstance(state, torch.Tensor): return state.numel() * state.element_size()
+    if isinstance(state, dict): state = list(state.values())
+    return sum(map(count_bytes, state)) if isinstance(state, (list, tuple)) else 0
 
 # %% ../../nbs/3_engine/03_checkpoints.ipynb #eec709ac
 def fingerprints(
@@ -35,7 +51,8 @@ def fingerprints(
     "Size and SHA-256 of every file but the manifest."
     def sha256(path):
         with path.open("rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
-    return {path.name: [path.stat().st_size, sha256(path)] for path in sorted(folder.iterdir()) if path.name != "manifest.json"}
+    files = sorted(path for path in folder.iterdir() if path.name != "manifest.json")
+    return {path.name: [path.stat().st_size, sha256(path)] for path in files}
 
 def sync(
     path: Path,  # a file or a folder
@@ -45,25 +62,18 @@ def sync(
     try: os.fsync(handle)
     finally: os.close(handle)
 
-# %% ../../nbs/3_engine/03_checkpoints.ipynb #a65b9645
-def count_bytes(state: Any) -> int:
-    "Bytes of all tensors in nested dictionaries and lists."
-    if isinstance(state, torch.Tensor): return state.numel() * state.element_size()
-    if isinstance(state, dict): state = list(state.values())
-    return sum(map(count_bytes, state)) if isinstance(state, (list, tuple)) else 0
-
-def refuse(
-    folder: Path,  # with the run's checkpoints
-    step: int,
-    needed: int,  # bytes
-    free: int,  # bytes
-    reason: object,
-) -> UserError:
-    "The error that a checkpoint could not be written: how much is needed, how much is free, what is still there."
-    whole = max(folder.glob("step-*"), default=None)
-    there = f"the one of step {int(whole.name[5:])} is intact" if whole else "there is no earlier one"
-    return UserError(f"cannot write the checkpoint of step {step} to {folder}: it needs {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free "
-                     f"({str(reason).splitlines()[0][:100]}); {there}; make room and give the same command again")
+def write_files(
+    part: Path,  # an empty folder
+    weights: dict[str, dict[str, torch.Tensor]],  # by file name
+    training: dict,  # states of optimizer and scaler
+    state: dict,  # step and settings
+) -> None:
+    "The files of a checkpoint, on the disk when this returns."
+    for name, tensors in weights.items(): save_file(tensors, part/f"{name}.safetensors")
+    with (part/"optimizer.pt").open("wb") as file: torch.save(training, file)
+    (part/"state.json").write_text(json.dumps(state))
+    (part/"manifest.json").write_text(json.dumps(fingerprints(part), indent=1))
+    for path in [*part.iterdir(), part]: sync(path)
 
 # %% ../../nbs/3_engine/03_checkpoints.ipynb #82df424e
 def put_aside(
@@ -79,33 +89,41 @@ def drop_hidden(
     for path in folder.glob(".*"): shutil.rmtree(path, ignore_errors=True)
 
 # %% ../../nbs/3_engine/03_checkpoints.ipynb #f924bf5e
+def no_room(
+    folder: Path,  # with the run's checkpoints
+    step: int,
+    needed: int,  # bytes
+    reason: object,
+) -> UserError:
+    "The error that a checkpoint could not be written: how much it needs, how much is free, what is still there."
+    free, whole = shutil.disk_usage(folder).free, max(folder.glob("step-*"), default=None)
+    there = f"the one of step {int(whole.name[5:])} is intact" if whole else "there is no earlier one"
+    return UserError(f"cannot write the checkpoint of step {step} to {folder}: it needs {needed / 1e6:.1f} MB and "
+                     f"{free / 1e6:.1f} MB are free ({str(reason).splitlines()[0][:100]}); {there}; "
+                     "make room and give the same command again")
+
 def save_checkpoint(
-    folder: Path,  # the run's `checkpoints`
+    folder: Path,  # of this stage's checkpoints
     step: int,  # optimizer steps done
     settings: dict,  # what must not differ on resuming
-    objective: nn.Module,
+    objective: Any,
     optimizer: torch.optim.Optimizer,
-    teacher: nn.Module | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Path:
-    "Write a checkpoint under a temporary name, make it durable, rename it; the last two are kept. Raises `UserError` if it cannot be written."
+    "Write a checkpoint under another name, make it durable, rename it; two are kept. Raises `UserError` on a full disk."
     part, target = folder/f".part-{step:08d}", folder/f"step-{step:08d}"
-    weights = {name: {k: v.contiguous() for k, v in module.state_dict().items()}
-               for name, module in {"student": objective, "teacher": teacher}.items() if module is not None}
+    weights = {name: {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
+               for name, module in kept_modules(objective).items()}
     training = {"optimizer": optimizer.state_dict(), "scaler": scaler and scaler.state_dict()}
     drop_hidden(folder)
     part.mkdir(parents=True)
     needed = count_bytes([weights, training])
     try:
         if needed > shutil.disk_usage(folder).free: raise OSError("no space left on device")
-        for name, tensors in weights.items(): save_file(tensors, part/f"{name}.safetensors")
-        with (part/"optimizer.pt").open("wb") as file: torch.save(training, file)
-        (part/"state.json").write_text(json.dumps({"step": step, "settings": settings}))
-        (part/"manifest.json").write_text(json.dumps(fingerprints(part), indent=1))
-        for path in [*part.iterdir(), part]: sync(path)
+        write_files(part, weights, training, {"step": step, "settings": settings})
     except (OSError, RuntimeError, SafetensorError) as error:
         drop_hidden(folder)
-        raise refuse(folder, step, needed, shutil.disk_usage(folder).free, error.__context__ or error) from error
+        raise no_room(folder, step, needed, error.__context__ or error) from error
     if target.exists(): put_aside(target)
     part.rename(target)
     for path in (folder, folder.parent): sync(path)
@@ -114,6 +132,17 @@ def save_checkpoint(
     return target
 
 # %% ../../nbs/3_engine/03_checkpoints.ipynb #1ea8d8a3
+def compare(
+    name: str,  # of a file
+    said: list | None,  # bytes and SHA-256 in the manifest; None: it is not there
+    found: list | None,  # the same of the file
+) -> str | None:  # None: alike
+    "What is wrong with one file, in a few words."
+    if found is None: return f"{name} is missing"
+    if said is None: return f"{name} does not belong to it"
+    if found[0] != said[0]: return f"{name} has {found[0]} bytes, not what the manifest says"
+    return None if found == said else f"{name} was altered"
+
 def find_damage(
     checkpoint: Path,
 ) -> str | None:  # None: as it was written
@@ -122,61 +151,70 @@ def find_damage(
     except FileNotFoundError: return "manifest.json is missing"
     except (ValueError, TypeError): return "manifest.json cannot be read"
     there = fingerprints(checkpoint)
-    for name in sorted(manifest.keys() | there.keys()):
-        if name not in there: return f"{name} is missing"
-        if name not in manifest: return f"{name} does not belong to it"
-        if there[name] != manifest[name]:
-            return f"{name} has {there[name][0]} bytes, not what the manifest says" if there[name][0] != manifest[name][0] else f"{name} was altered"
-    return None
+    names = sorted(manifest.keys() | there.keys())
+    return next(filter(None, (compare(name, manifest.get(name), there.get(name)) for name in names)), None)
 
 # %% ../../nbs/3_engine/03_checkpoints.ipynb #e046007b
+def check_settings(
+    old: dict,  # of the checkpoint
+    new: dict,  # of this run
+) -> None:
+    "Raises `UserError` that names the settings which differ."
+    other = [f"the checkpoint has {name}={old[name]}, this run {name}={new[name]}"
+             for name in old if name in new and old[name] != new[name]]
+    if other: raise UserError(f"{'; '.join(other)}; resume with the same settings or choose another folder")
+
 def restore(
     checkpoint: Path,  # undamaged
     settings: dict,
-    objective: nn.Module,
+    objective: Any,
     optimizer: torch.optim.Optimizer,
-    teacher: nn.Module | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> int:  # optimizer steps done
     "Load one checkpoint. Raises `UserError` if it was made with other settings."
     state = json.loads((checkpoint/"state.json").read_text())
-    other = {k: (v, settings.get(k)) for k, v in state["settings"].items() if v != settings.get(k)}
-    if other: raise UserError("; ".join(f"the checkpoint has {k}={old}, this run {k}={new}" for k, (old, new) in other.items())
-                              + "; resume with the same settings or choose another folder")
-    modules = {name: module for name, module in {"student": objective, "teacher": teacher}.items() if module is not None}
+    check_settings(state["settings"], settings)
+    modules = kept_modules(objective)
     weights = {name: load_file(checkpoint/f"{name}.safetensors") for name in modules}
     try: training = torch.load(checkpoint/"optimizer.pt", map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError: raise ValueError("optimizer.pt holds something other than tensors, which was not executed") from None
+    except pickle.UnpicklingError:
+        raise ValueError("optimizer.pt holds something other than tensors, which was not executed") from None
     for name, module in modules.items(): module.load_state_dict(weights[name])
     optimizer.load_state_dict(training["optimizer"])
     if scaler: scaler.load_state_dict(training["scaler"])
     return state["step"]
 
 # %% ../../nbs/3_engine/03_checkpoints.ipynb #c60cae07
-WARNING = "carot: warning:"  # lines that begin so reach the screen from inside a run, too
-
 def load_checkpoint(
-    folder: Path,
+    folder: Path,  # of this stage's checkpoints
     settings: dict,
-    objective: nn.Module,
+    objective: Any,
     optimizer: torch.optim.Optimizer,
-    teacher: nn.Module | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> int:  # optimizer steps done; 0 if there is no checkpoint
-    "Go on from the newest good checkpoint. Raises `UserError` if none is good, or if the settings are others; names the difference."
-    bad = {}  # name -> what is wrong
-    for path in sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []:
-        problem = find_damage(path)
-        try: step = None if problem else restore(path, settings, objective, optimizer, teacher, scaler)
+    "Go on from the newest good checkpoint. Raises `UserError` if none is good, or if the settings are others."
+    bad = {}  # path -> what is wrong
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            problem = find_damage(path)
+            step = None if problem else restore(path, settings, objective, optimizer, scaler)
         except UserError: raise
-        except Exception as error: step, problem = None, (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        if problem: bad[path.name] = f"{path.name} cannot be used: {problem}"
-        else:
-            for name in bad: put_aside(folder/name)
-            if bad: print(f"{WARNING} in {folder} {'; '.join(bad.values())}; going on from {path.name}", file=sys.stderr)
+        except Exception as error: problem = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        if not problem:
+            leave_out(bad, path)
             return step
+        bad[path] = f"{path.name} cannot be used: {problem}"
     if bad: raise UserError(f"in {folder} {'; '.join(bad.values())}; delete that folder to start again")
     return 0
+
+def leave_out(
+    bad: dict[Path, str],  # checkpoint -> what is wrong
+    good: Path,  # the checkpoint that is used instead
+) -> None:
+    "Say which checkpoints are left out, and put them aside."
+    if not bad or not is_main_process(): return
+    for path in bad: put_aside(path)
+    print(f"{WARNING} in {good.parent} {'; '.join(bad.values())}; going on from {good.name}", file=sys.stderr)
 
 # %% ../../nbs/3_engine/03_checkpoints.ipynb #60631b33
 @dataclass
@@ -188,6 +226,7 @@ class Rhythm:
 
     def due(self, step: int) -> bool:
         "After this step, counted from 1?"
-        return bool(self.steps and step % self.steps == 0 or self.minutes and time.monotonic() - self.last >= 60 * self.minutes)
+        by_step = self.steps and step % self.steps == 0
+        return bool(by_step or self.minutes and time.monotonic() - self.last >= 60 * self.minutes)
 
-    def written(self): self.last = time.monotonic()
+    def written(self) -> None: self.last = time.monotonic()

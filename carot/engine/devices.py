@@ -20,7 +20,7 @@ from ..core import UserError, unknown
 from .log import tracking
 
 # %% auto #0
-__all__ = ['device_choices', 'check_device', 'is_main_process', 'is_one_of_many', 'choose_precision', 'make_accelerator',
+__all__ = ['KINDS', 'device_choices', 'check_device', 'is_main_process', 'is_one_of_many', 'choose_precision', 'make_accelerator',
            'hardware', 'peak_memory_mb']
 
 # %% ../../nbs/3_engine/00_devices.ipynb #8b3160db
@@ -30,12 +30,14 @@ def device_choices() -> list[str]:
     return ["auto", "cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 # %% ../../nbs/3_engine/00_devices.ipynb #ecc5ea39
+KINDS = ("auto", "cpu", "cuda", "mps")  # of devices
+
 def check_device(
     device: str,  # "auto", "cpu", "cuda", "cuda:1", "mps"
 ) -> None:
     "Raises `UserError` for a device that this machine has not."
     kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps"): raise unknown("device", device, device_choices())
+    if kind not in KINDS or not (index or "0").isdecimal(): raise unknown("device", device, KINDS)
     if index and is_one_of_many():
         raise UserError(f"device={device}: several processes take a device each; use device=auto")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():

@@ -105,6 +105,7 @@ class Method:
     settings: type = TrainSettings  # dataclass of all settings that it uses
     stages: Callable[[Start], Iterator[Stage]] | None = None  # None: nothing is trained
     defaults: Mapping[str, Any] = field(default_factory=dict)  # where it departs from its settings' own
+    stage_names: tuple[str, ...] = ("train",)  # of its stages, in order
     colour: str = "#CC79A7"
     marker: str = "X"
     filled: bool = True  # whether its marker is

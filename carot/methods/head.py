@@ -55,24 +55,25 @@ def ft_stages(start: Start) -> Iterator[Stage]:
     yield Stage(Finetuning(start.clip, linear_head(weight).to(weight.device), start.settings.label_smoothing))
 
 # %% ../../nbs/1_method/methods/02_head.ipynb #6100509e
-FT = Method("ft", "FT", "cross-entropy from the zero-shot head", TrainSettings, ft_stages, {"lr": 3e-5}, colour="#56B4E9",
-            marker="^", order=2)
+FT = Method("ft", "FT", "cross-entropy from the zero-shot head", TrainSettings, ft_stages, {"lr": 3e-5},
+            colour="#56B4E9", marker="^", order=2)
 
 # %% ../../nbs/1_method/methods/02_head.ipynb #5cb9042b
 @dataclass
 class LPFTSettings(TrainSettings):
     "Those of FT, and the probe's."
-    probe_lr: float = setting(1e-3, "peak learning rate of the probe, before it is multiplied by the logit scale", low=0,
-                              group="method")
+    probe_lr: float = setting(1e-3, "peak learning rate of the probe, before it is multiplied by the logit scale",
+                              low=0, group="method")
 
 # %% ../../nbs/1_method/methods/02_head.ipynb #f7840de2
 def lpft_stages(start: Start) -> Iterator[Stage]:
     "A probe, then fine-tuning from it."
     smoothing, scale = start.settings.label_smoothing, start.clip.logit_scale.exp().item()
     head = fresh_head(start.clip, len(start.benchmark.classnames), start.settings.seed)
-    yield Stage(Probe(start.clip, head, normalized=True, label_smoothing=smoothing), "probe", start.settings.probe_lr * scale)
+    probe = Probe(start.clip, head, normalized=True, label_smoothing=smoothing)
+    yield Stage(probe, "probe", start.settings.probe_lr * scale)
     yield Stage(Finetuning(start.clip, head, smoothing))
 
 # %% ../../nbs/1_method/methods/02_head.ipynb #32664219
-LPFT = Method("lp-ft", "LP-FT", "a linear probe, then ft from it", LPFTSettings, lpft_stages, {"lr": 3e-5}, colour="#0072B2",
-              marker="v", order=3)
+LPFT = Method("lp-ft", "LP-FT", "a linear probe, then ft from it", LPFTSettings, lpft_stages, {"lr": 3e-5},
+              ("probe", "train"), colour="#0072B2", marker="v", order=3)

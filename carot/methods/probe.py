@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 else: torch, nn, F, towers = lazy("torch"), lazy("torch.nn"), lazy("torch.nn.functional"), lazy("carot.clip")
 
 # %% ../../nbs/1_method/methods/01_probe.ipynb #e0bee4f9
-ZS = Method("zs", "zero-shot", "zero-shot CLIP, nothing trained", RunSettings, colour="#000000", marker="o", filled=False,
-            order=0, seeded=False)
+ZS = Method("zs", "zero-shot", "zero-shot CLIP, nothing trained", RunSettings, colour="#000000", marker="o",
+            filled=False, order=0, seeded=False)
 
 # %% ../../nbs/1_method/methods/01_probe.ipynb #dade8ed7
 class Probe(Objective):

@@ -5,141 +5,45 @@
 # %% ../../nbs/4_runs/01_records.ipynb #de0864d3
 from __future__ import annotations
 
+import csv
 import json
+import math
 import os
 import platform
 import re
 import subprocess
-import sys
-import tempfile
-import time
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, make_dataclass
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-import torch
+from filelock import FileLock, Timeout
 
 import carot
-from ..core import UserError, write_atomic
-
-try: import fcntl, resource
-except ImportError: fcntl = resource = None  # Windows
-from .settings import NO_EFFECT
-from .settings import run_directory
+from ..config import setting
+from ..core import UserError, spell, unknown, write_atomic
+from ..engine.devices import hardware, is_main_process
+from ..methods.base import Method, all_methods, find_method
+from .settings import Resolved, benchmark_folder, known_settings
 
 # %% auto #0
-__all__ = ['KEPT', 'lock', 'is_main_process', 'is_one_of_many', 'versions', 'git_commit', 'hardware', 'peak_memory_mb',
-           'read_config', 'check_same', 'is_here', 'Run', 'open_run', 'RunFiles', 'read_run', 'as_settings', 'matches',
-           'all_runs', 'find_runs']
+__all__ = ['KEPT', 'Run', 'open_run', 'start_time', 'read_config', 'check_same', 'versions', 'git_commit', 'is_here', 'lock',
+           'unlock', 'RunFiles', 'recorded_method', 'read_run', 'state_of', 'as_settings', 'has_value', 'matches',
+           'check_select', 'all_runs', 'find_runs', 'mean_metric', 'summary']
 
-# %% ../../nbs/4_runs/01_records.ipynb #01a54778
-import numpy as np
-import pandas as pd
-
-from .settings import NOT_NAMED, ignored, spell
-from ..train import METHODS
-
-# %% ../../nbs/4_runs/01_records.ipynb #f500cd7f
-def lock(
-    path: Path,  # an existing directory
-    patience: float = 5.0,  # seconds to wait for whoever holds it
-) -> int:  # an open file; `os.close` gives the lock back
-    "The right to write into a directory, held until the process ends. Raises `UserError` if another one has it."
-    handle = os.open(path/".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    deadline = time.monotonic() + patience
-    while fcntl:
-        try: fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB); break
-        except (BlockingIOError, PermissionError):
-            if time.monotonic() > deadline:
-                holder = os.read(handle, 200).decode()
-                os.close(handle)
-                raise UserError(f"another process ({holder}) is working in {path}") from None
-            time.sleep(0.1)
-    os.ftruncate(handle, 0)
-    os.write(handle, f"pid {os.getpid()} on {platform.node()}".encode())
-    return handle
-
-# %% ../../nbs/4_runs/01_records.ipynb #8f149cb7
-def is_main_process() -> bool:
-    "Whether this process is the first of those that `accelerate launch` or `torchrun` started; a process by itself is."
-    return os.environ.get("RANK", "0") == "0"
-
-def is_one_of_many() -> bool:
-    "Whether other processes work on the same run."
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
-
-# %% ../../nbs/4_runs/01_records.ipynb #c37d78b6
-def versions() -> dict[str, str]:
-    "Python's version and those of the packages that results depend on."
-    packages = ("carot", "torch", "torchvision", "open_clip_torch", "accelerate", "numpy")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
-
-def git_commit() -> str | None:
-    "The commit of the clone that carot runs from, `-dirty` if its code was changed; None for an installed wheel."
-    clone = Path(carot.__file__).parent.parent
-    if not (clone/".git").exists(): return None
-    def git(*words): return subprocess.run(["git", "-C", clone, *words], capture_output=True, text=True).stdout.strip()
-    try: return (git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "carot", "nbs") else "")) or None
-    except OSError: return None  # no git on this machine
-
-def hardware() -> str:
-    "Processor, cores and GPUs in words."
-    info = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*:\s*(.*)", info.read_text()) if info.exists() else None
-    cpu = model[1] if model else platform.processor() or platform.machine()
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return ", ".join([f"{cpu}, {os.cpu_count()} cores", *gpus])
-
-
-def peak_memory_mb() -> int | None:  # None where the system does not tell
-    "The largest memory so far, in MB: what PyTorch had allocated on the GPU, or else what this process had."
-    if torch.cuda.is_available() and (most := torch.cuda.max_memory_allocated()): return round(most / 2**20)
-    if not resource: return None
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
-
-# %% ../../nbs/4_runs/01_records.ipynb #27862797
-def read_config(
-    path: Path,  # directory of a run
-) -> dict[str, Any]:  # empty if the run was never begun
-    "What config.json says."
-    try: return json.loads((path/"config.json").read_text())
-    except FileNotFoundError: return {}
-    except ValueError: raise UserError(f"{path/'config.json'} is damaged; remove {path} to start afresh") from None
-
-def check_same(
-    path: Path,  # directory of a run
-    parameters: dict[str, Any],  # with which it is to be opened
-) -> dict[str, Any]:  # its configuration
-    "Raises `UserError` if the run was begun with other parameters; those it did not know yet do not count."
-    config = read_config(path)
-    old = config.get("parameters", {})
-    other = [f"{k} was {old[k]!r} and is now {v!r}" for k, v in parameters.items()
-             if k in old and old[k] != v and k not in ("out", *NO_EFFECT)]
-    if other: raise UserError(f"{path} holds a run with other parameters: {', '.join(other)}; remove it or choose another out")
-    return config
-
-# %% ../../nbs/4_runs/01_records.ipynb #cf69371a
+# %% ../../nbs/4_runs/01_records.ipynb #69760f19
 KEPT = ("predictions", "student", "teacher")  # folders that git does not keep
 
-def is_here(
-    path: Path,  # directory of a run
-    config: dict[str, Any],  # what its config.json says
-) -> bool:
-    "Whether what a complete run left is still there, or its record only."
-    kept = config.get("kept")
-    return not kept or any((path/name).is_dir() for name in kept)
-
-# %% ../../nbs/4_runs/01_records.ipynb #444aa12c
 @dataclass
 class Run:
     "A run's directory while its notebook works in it."
     path: Path
     parameters: dict[str, Any]
     config: dict[str, Any]  # the content of config.json
-    handle: int | None = field(default=None, repr=False)  # of the lock
+    held: FileLock | None = field(default=None, repr=False)  # None: there is nothing to write
 
     @property
     def complete(self) -> bool:
@@ -160,100 +64,233 @@ class Run:
         "Marks the run complete, adds last facts (seconds, rates), drops the checkpoints and gives the lock back."
         self.save(**facts, complete=True, kept=[name for name in KEPT if (self.path/name).is_dir()])
         if is_main_process(): rmtree(self.path/"checkpoints", ignore_errors=True)
-        if self.handle is not None: os.close(self.handle)
-        self.handle = None
+        if self.held: unlock(self.held)
+        self.held = None
 
-# %% ../../nbs/4_runs/01_records.ipynb #e3df849e
+# %% ../../nbs/4_runs/01_records.ipynb #01a54778
 def open_run(
-    parameters: dict[str, Any],  # as from `resolve`
-    defaults: dict[str, Any],
+    resolved: Resolved,  # as from `resolve`
     **facts,  # more for config.json: `steps=…`
 ) -> Run:
     "Makes or reopens the directory of a run and locks it, unless it is complete."
-    path = run_directory(parameters, defaults)
-    config = check_same(path, parameters)
-    run = Run(path, parameters, config)
+    path, parameters = resolved.directory, resolved.parameters
+    run = Run(path, parameters, check_same(resolved))
     if run.complete or not is_main_process(): return run
     path.mkdir(parents=True, exist_ok=True)
-    handle = lock(path)
+    held = lock(path)
     for part in path.rglob(".*.????????"): part.unlink()  # of `write_atomic`
-    config = check_same(path, parameters)  # again: now nobody else writes
-    run = Run(path, parameters, config, handle)
-    if run.complete: return run
-    asked = {k: v for k, v in parameters.items() if v != defaults.get(k)}
-    started = not config.get("complete") and config.get("started") or datetime.now().astimezone().isoformat(timespec="seconds")
-    run.save(parameters=parameters, asked=asked, complete=False, started=started,
-             versions=versions(), git=git_commit(), hardware=hardware(), **facts)
+    run = Run(path, parameters, check_same(resolved), held)  # once more: now nobody else writes
+    if run.complete: unlock(held)
+    else: run.save(parameters=parameters, asked=resolved.changed, complete=False, started=start_time(run.config),
+                   versions=versions(), git=git_commit(), hardware=hardware(), **facts)
     return run
 
-# %% ../../nbs/4_runs/01_records.ipynb #9d7f3334
+def start_time(
+    config: dict[str, Any],  # what config.json says
+) -> str:
+    "When the run was begun: now, unless it was interrupted."
+    begun = not config.get("complete") and config.get("started")
+    return begun or datetime.now().astimezone().isoformat(timespec="seconds")
+
+# %% ../../nbs/4_runs/01_records.ipynb #f500cd7f
+def read_config(
+    path: Path,  # directory of a run
+) -> dict[str, Any]:  # empty if the run was never begun
+    "What config.json says."
+    try: return json.loads((path/"config.json").read_text())
+    except FileNotFoundError: return {}
+    except ValueError: raise UserError(f"{path/'config.json'} is damaged; remove {path} to start afresh") from None
+
+def check_same(
+    resolved: Resolved,  # with which its directory is to be opened
+) -> dict[str, Any]:  # its configuration
+    "Raises `UserError` if the run was begun with other settings that matter."
+    path, known = resolved.directory, resolved.method.known
+    config = read_config(path)
+    old = config.get("parameters", {})
+    other = [f"{name} was {old[name]!r} and is now {value!r}" for name, value in resolved.parameters.items()
+             if name in old and old[name] != value and known[name].matters]
+    if other: raise UserError(f"{path} holds a run with other parameters: {', '.join(other)}; remove it or choose another out")
+    return config
+
+# %% ../../nbs/4_runs/01_records.ipynb #c081afdf
+def versions() -> dict[str, str]:
+    "Python's version and those of the packages that results depend on."
+    packages = ("carot", "torch", "torchvision", "open_clip_torch", "accelerate", "numpy")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+def git_commit() -> str | None:
+    "The commit of the clone that carot runs from, `-dirty` if its code was changed; None for an installed wheel."
+    clone = Path(carot.__file__).parent.parent
+    if not (clone/".git").exists(): return None
+    def git(*words): return subprocess.run(["git", "-C", clone, *words], capture_output=True, text=True).stdout.strip()
+    try: return (git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "carot", "nbs") else "")) or None
+    except OSError: return None  # no git on this machine
+
+# %% ../../nbs/4_runs/01_records.ipynb #d756777e
+def is_here(
+    path: Path,  # directory of a run
+    config: dict[str, Any],  # what its config.json says
+) -> bool:
+    "Whether what a complete run left is still there, or its record only."
+    kept = config.get("kept")
+    return not kept or any((path/name).is_dir() for name in kept)
+
+# %% ../../nbs/4_runs/01_records.ipynb #b97b5af0
+def lock(
+    path: Path,  # an existing directory
+    patience: float = 10.0,  # seconds to wait for whoever holds it
+) -> FileLock:
+    "The right to write into a directory, held until the process ends. Raises `UserError` if another one has it."
+    held, holder = FileLock(path.absolute()/".lock", is_singleton=True, thread_local=False), path/".locked_by"
+    try: held.acquire(timeout=patience, poll_interval=0.1)
+    except Timeout:
+        who = f" ({holder.read_text()})" if holder.exists() else ""
+        raise UserError(f"another process{who} is working in {path}") from None
+    write_atomic(holder, f"pid {os.getpid()} on {platform.node()}")
+    return held
+
+def unlock(
+    held: FileLock,
+) -> None:
+    "Gives the right back."
+    Path(held.lock_file).with_name(".locked_by").unlink(missing_ok=True)
+    held.release(force=True)
+
+# %% ../../nbs/4_runs/01_records.ipynb #c37d78b6
 @dataclass
 class RunFiles:
     "The directory of a run and what its config.json says."
     path: Path
-    method: str
+    method: Method
     setting: str  # the directory's name without the seed
     seed: int
     state: str  # "complete", or what it is instead
     config: dict[str, Any]
 
     @property
-    def name(self): return f"{self.method}/{self.path.name}"
+    def name(self) -> str:
+        "Method, setting and seed."
+        return f"{self.method.name}/{self.path.name}"
 
     @property
-    def parameters(self): return self.config.get("parameters", {})
+    def parameters(self) -> dict[str, Any]:
+        "Its settings; empty where nobody knows."
+        return self.config.get("parameters", {})
 
+def recorded_method(
+    folder: str,  # of the method's runs
+    config: dict[str, Any],  # of one of them
+) -> Method:
+    "The method of a run, or a stand-in for one that is not here, with the settings of the record."
+    parameters = config.get("parameters", {})
+    try: return find_method(parameters.get("method", folder))
+    except UserError: pass
+    own = [(name, str if value is None else type(value), setting(value, "")) for name, value in parameters.items()]
+    return Method(folder, folder, "a method that is not here", make_dataclass("Recorded", own), lambda start: iter(()),
+                  colour="#999999", marker="x", order=math.inf)
+
+# %% ../../nbs/4_runs/01_records.ipynb #fe0955f2
 def read_run(
     path: Path,  # <out>/<benchmark>/<method>/<run>
 ) -> RunFiles:
     "What there is to know about a run without its results."
     setting, seed = re.fullmatch(r"(?:(.+),)?seed=(\d+)", path.name).groups(default="")
     try: config = read_config(path)
-    except UserError: return RunFiles(path, path.parent.name, setting, int(seed), "damaged: config.json", {})
-    if config.get("complete"): state = "complete" if (path/"metrics.tsv").exists() else "damaged: no metrics.tsv"
-    else: state = "failed" if (path/"run.failed.ipynb").exists() else "unfinished"
-    return RunFiles(path, path.parent.name, setting, int(seed), state, config)
+    except UserError: config = None
+    state = state_of(path, config)
+    return RunFiles(path, recorded_method(path.parent.name, config or {}), setting, int(seed), state, config or {})
 
-# %% ../../nbs/4_runs/01_records.ipynb #7cbf9442
+def state_of(
+    path: Path,  # directory of a run
+    config: dict[str, Any] | None,  # what config.json says; None: it cannot be read
+) -> str:
+    "How far a run has come."
+    if config is None: return "damaged: config.json"
+    if config.get("complete"): return "complete" if (path/"metrics.tsv").exists() else "damaged: no metrics.tsv"
+    return "failed" if (path/"run.failed.ipynb").exists() else "unfinished"
+
+# %% ../../nbs/4_runs/01_records.ipynb #cf69371a
 def as_settings(
     setting: str,  # "epochs=3,lr=0.001"
 ) -> dict[str, str]:
     "A setting as name -> value, both as they are spelt in directory names."
     return dict(part.strip().partition("=")[::2] for part in setting.split(",") if part.strip())
 
+def has_value(
+    run: RunFiles,
+    name: str,  # of a setting
+    value: str,  # as it is spelt in directory names
+) -> bool:
+    "Whether a run has this value, or its method does not use the setting."
+    if not run.method.uses(name): return True
+    return name in run.parameters and run.method.known[name].named and spell(run.parameters[name]) == value
+
 def matches(
     run: RunFiles,
     select: str,  # a setting; "" = the defaults
 ) -> bool:
-    "Whether a run is at this setting, apart from parameters that its method does not use."
-    wanted, own, parameters = as_settings(select), as_settings(run.setting), run.parameters
-    if own == wanted: return True
-    return own.keys() <= wanted.keys() and all(
-        k in ignored(run.method) or (k in parameters and k not in NOT_NAMED and spell(parameters[k]) == v) for k, v in wanted.items())
+    "Whether a run is at this setting, apart from what its method does not use."
+    wanted, own = as_settings(select), as_settings(run.setting)
+    return own == wanted or own.keys() <= wanted.keys() and all(has_value(run, *item) for item in wanted.items())
 
-# %% ../../nbs/4_runs/01_records.ipynb #8eb687b8
+# %% ../../nbs/4_runs/01_records.ipynb #35fb00db
+def check_select(
+    select: str,  # a setting
+    runs: Sequence[RunFiles],
+) -> None:
+    "Raises `UserError` for a name that no method has."
+    known = known_settings([*all_methods().values(), *(run.method for run in runs)])
+    for name in as_settings(select):
+        if name not in known: raise unknown("parameter", name, list(known))
+
 def all_runs(
     out: str | Path,  # folder of all results
     benchmark: str,
-) -> list[RunFiles]:  # in report order, then by setting and seed
+) -> list[RunFiles]:  # in the order of tables, then by setting and seed
     "All runs on a benchmark, in whatever state. Raises `UserError` if there are none."
-    folder = Path(out)/spell(benchmark)
-    runs = [read_run(path) for method in METHODS for path in (folder/method).glob("*")
+    folder = benchmark_folder(out, benchmark)
+    runs = [read_run(path) for path in folder.glob("*/*seed=*")
             if path.is_dir() and re.fullmatch(r"(.+,)?seed=\d+", path.name)]
     if not runs: raise UserError(f"there are no runs in {folder}; make them with `carot reproduce`")
-    return sorted(runs, key=lambda run: (list(METHODS).index(run.method), run.setting, run.seed))
+    return sorted(runs, key=lambda run: (run.method.order, run.method.name, run.setting, run.seed))
 
 def find_runs(
     out: str | Path,  # folder of all results
     benchmark: str,
     select: str = "",  # setting whose runs are wanted, "epochs=3,lr=0.001"; "" = the defaults
+    methods: Sequence[str] | None = None,  # names or "module:NAME"; None: all
+    seeds: Collection[int] | None = None,  # None: all; a method without chance has its one
 ) -> list[RunFiles]:
     "The runs at one setting. Raises `UserError` if none of them is complete."
     runs = all_runs(out, benchmark)
-    found = [run for run in runs if matches(run, select)]
-    used = [run for run in found if not select or not as_settings(select).keys() <= set(ignored(run.method))]
+    check_select(select, runs)
+    names = methods and {find_method(name).name for name in methods}
+    found = [run for run in runs if matches(run, select) and (not names or run.method.name in names)
+             and (not seeds or run.seed in seeds or not run.method.seeded)]
+    used = [run for run in found if not select or any(map(run.method.uses, as_settings(select)))]
     if not any(run.state == "complete" for run in used):
         known = sorted({repr(run.setting) for run in runs if run.state == "complete"})
         raise UserError(f"no complete run on {benchmark} at the setting {select!r} ('' = defaults); "
                         f"complete runs are at: {', '.join(known) or 'none'} (parameter select)")
     return found
+
+# %% ../../nbs/4_runs/01_records.ipynb #444aa12c
+def mean_metric(
+    rows: list[dict[str, str]],  # of metrics.tsv
+    metric: str,
+    in_distribution: bool,
+) -> float:
+    "A metric over the test sets, or over the shifts; NaN if there are none."
+    values = [float(row["value"]) for row in rows
+              if row["metric"] == metric and row["id"] == str(in_distribution) and row["set"] != "val"]
+    return sum(values) / len(values) if values else math.nan
+
+def summary(
+    path: Path,  # directory of a complete run
+) -> str:
+    "Accuracy and ECE on ID and averaged over the shifts, and the time it took, in one line."
+    with open(path/"metrics.tsv", newline="") as file: rows = list(csv.DictReader(file, delimiter="\t"))
+    accuracy, ece = ([mean_metric(rows, metric, x) for x in (True, False)] for metric in ("accuracy", "ece"))
+    return (f"accuracy: ID {100 * accuracy[0]:.1f} %, shifts {100 * accuracy[1]:.1f} %   "
+            f"ECE: ID {ece[0]:.3f}, shifts {ece[1]:.3f}   {read_config(path)['seconds']['total']:.0f} s")
