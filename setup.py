@@ -12,12 +12,22 @@ cfg = parser["DEFAULT"]
 
 # folder in the wheel -> files of the clone that go there
 SHIPPED = {"notebooks": "nbs/runs/*.ipynb", "reported": "expt_logs/reported/*"}
-CLASSIFIERS = [
-    "Development Status :: 4 - Beta", "Environment :: Console", "Framework :: Jupyter", "Intended Audience :: Science/Research",
-    "License :: OSI Approved :: Apache Software License", "Natural Language :: English", "Operating System :: OS Independent",
-    "Programming Language :: Python :: 3", *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
-    "Topic :: Scientific/Engineering :: Artificial Intelligence", "Topic :: Scientific/Engineering :: Image Recognition",
-    "Typing :: Typed"]
+CLASSIFIERS = """
+Development Status :: 4 - Beta
+Environment :: Console
+Framework :: Jupyter
+Intended Audience :: Science/Research
+License :: OSI Approved :: Apache Software License
+Natural Language :: English
+Operating System :: OS Independent
+Programming Language :: Python :: 3
+Programming Language :: Python :: 3.11
+Programming Language :: Python :: 3.12
+Programming Language :: Python :: 3.13
+Topic :: Scientific/Engineering :: Artificial Intelligence
+Topic :: Scientific/Engineering :: Image Recognition
+Typing :: Typed
+"""
 
 
 class BuildWithNotebooks(build_py):
@@ -40,11 +50,10 @@ setup(
     long_description_content_type="text/markdown",
     author=cfg["author"],
     license="Apache-2.0",
-    classifiers=CLASSIFIERS,
+    classifiers=CLASSIFIERS.strip().splitlines(),
     keywords=cfg["keywords"],
-    # the second makes an editable install a path: `import carot` then finds the package from the clone's parent folder, too
     packages=find_packages(include=["carot", "carot.*"]),
-    package_dir={"": "."},
+    package_dir={"": "."},  # an editable install is then a path: `import carot` works in the clone's parent folder, too
     package_data={"carot": ["py.typed", "weights/*/*"]},
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",

@@ -28,9 +28,9 @@ from .runs.settings import GROUPS, KINDS, list_values, notebook_parameters, note
 # %% auto #0
 __all__ = ['COMMANDS', 'HELP', 'REQUIRED', 'FILES', 'Command', 'listed', 'help_text', 'function_source', 'function_options',
            'peek', 'asked_methods', 'spell_value', 'spell_defaults', 'Options', 'own_group', 'run_options',
-           'notebook_options', 'settings_option', 'command_options', 'within', 'Parser', 'flag', 'add_switch',
-           'add_option', 'add_options', 'command_parser', 'read_words', 'whole_parser', 'print_completion',
-           'read_command', 'exit_code', 'main', 'call']
+           'notebook_options', 'spell_own', 'settings_option', 'command_options', 'within', 'Parser', 'flag',
+           'add_switch', 'add_option', 'add_options', 'command_parser', 'read_words', 'whole_parser',
+           'print_completion', 'read_command', 'exit_code', 'main', 'call']
 
 # %% ../nbs/6_use/02_cli.ipynb #8d0c8321
 @dataclass(frozen=True)
@@ -44,14 +44,16 @@ class Command:
 
 # %% ../nbs/6_use/02_cli.ipynb #23f04f51
 COMMANDS = {
-    "check": Command("carot.runs.check:check_setup", "is all there, will it fit, how long will it take? Before anything long", "run"),
-    "reproduce": Command("carot.commands:reproduce", "the whole comparison: makes the runs that are missing, then the report", "run"),
+    "check": Command("carot.runs.check:check_setup",
+                     "is all there, will it fit, how long will it take? Before anything long", "run"),
+    "reproduce": Command("carot.commands:reproduce",
+                         "the whole comparison: makes the runs that are missing, then the report", "run"),
     "run": Command("carot.commands:run_one", "one run", "run", "notebook", r".*\.ipynb"),
     "sweep": Command("carot.runs.sweeps:make_sweep", "the runs of a grid of parameters, and one table of all their metrics",
                      "run", "notebook", r".*\.ipynb"),
     "report": Command("carot.commands:make_report", "tables and figures of the runs that are there", "report"),
-    "claims": Command("carot.commands:make_claims", "which of the paper's claims hold on them: test, effect, interval, verdict",
-                      "claims"),
+    "claims": Command("carot.commands:make_claims",
+                      "which of the paper's claims hold on them: test, effect, interval, verdict", "claims"),
     "predict": Command("carot.predict:classify_files", "classes and calibrated confidences of new images"),
     "shrink": Command("carot.benchmarks.shrink:shrink_images", "a training set of small images, which loads faster"),
     "completion": Command("carot.cli:print_completion", "a script that completes carot's commands in a shell",
@@ -85,7 +87,7 @@ examples
   carot run --method my.module:MINE --margin 0.2       a method of your own, with a parameter of its own
   carot sweep --grid "distillation_coef=0,0.5,1.5,3" --seeds 3 --jobs 2    four values times three seeds
   carot report                                         tables and figures once more
-  carot check --benchmark my/                          your own folders: my/train/CLASS/*.jpg, my/val/..., my/ANY_SHIFT/...
+  carot check --benchmark my/                          your own: my/train/CLASS/*.jpg, my/val/..., my/ANY_SHIFT/...
   carot predict --checkpoint expt_logs/my/carot/seed=1 --images new/
   carot check --benchmark imagenet --root /data        ImageNet and its five shifts
   carot reproduce --benchmark imagenet --root /data
@@ -123,7 +125,8 @@ def function_source(
     spec = find_spec(module)
     assert spec and spec.origin
     source = Path(spec.origin).read_text(encoding="utf-8")
-    return next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == name), trailing_comments(source)
+    node = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == name)
+    return node, trailing_comments(source)
 
 # %% ../nbs/6_use/02_cli.ipynb #b3c46883
 def function_options(
@@ -138,7 +141,7 @@ def function_options(
         if not kind: continue
         about = comments.get((default or argument).end_lineno or 0, "").replace("None:", "if not given:")
         value = ast.literal_eval(default) if default else REQUIRED
-        found[argument.arg] = Setting(argument.arg, kind, value, about, group="of this command")
+        found[argument.arg] = Setting(argument.arg, kind, value, about, group="this command")
     return found
 
 # %% ../nbs/6_use/02_cli.ipynb #eaa7f11a
@@ -186,9 +189,11 @@ class Options:
 
     def __or__(self, other: Options) -> Options: return Options(self.known | other.known, self.shown | other.shown)
 
+    def without(self, *names: str) -> Options: return Options({k: v for k, v in self.known.items() if k not in names}, self.shown)
+
 def own_group(about: Setting, method: Method) -> Setting:
     "A setting of one method under a heading of its own."
-    return replace(about, group=f"of {method.title}") if about.group == "method" else about
+    return replace(about, group=f"{method.title} alone") if about.group == "method" else about
 
 # %% ../nbs/6_use/02_cli.ipynb #4e0fef3f
 def run_options(
@@ -197,7 +202,8 @@ def run_options(
 ) -> Options:
     "The settings of a run: all that some method has, and for the help those of the methods and the benchmark at hand."
     asked, known = asked_methods(words), {}
-    methods = asked + [method for method in all_methods().values() if method.name not in [m.name for m in asked]]
+    names = [method.name for method in asked]
+    methods = asked + [method for name, method in all_methods().items() if name not in names]
     for method in methods:
         for name, about in method.known.items(): known.setdefault(name, own_group(about, method))
     spec = benchmark_spec(peek(words, "benchmark") or describe(RunSettings)["benchmark"].default)
@@ -213,12 +219,16 @@ def notebook_options(
     notebook: str | Path,
 ) -> Options:
     "The parameters of a notebook."
-    known = {name: replace(about, group="of the notebook") for name, about in notebook_parameters(notebook).items()}
+    known = {name: replace(about, group="the notebook") for name, about in notebook_parameters(notebook).items()}
     return Options(known, {name: spell_defaults({"": about.default or None}) for name, about in known.items()})
+
+def spell_own(default: Any) -> str:
+    "The default of a parameter of a function; a switch has none."
+    return "" if default is REQUIRED or isinstance(default, bool) else spell_defaults({"": default or None})
 
 def settings_option() -> Options:
     "Several settings as one word, as notebooks take them."
-    about = Setting("settings", str, "", 'several at once, "lr=1e-5,device=cuda"', group="of this command")
+    about = Setting("settings", str, "", 'several at once, "lr=1e-5,device=cuda"', group="this command")
     return Options({"settings": about}, {"settings": ""})
 
 # %% ../nbs/6_use/02_cli.ipynb #c8249278
@@ -230,13 +240,12 @@ def command_options(
     "All options of a command, as this command line has them."
     about = COMMANDS[command]
     own = {name: option for name, option in function_options(about.function).items() if name != about.word}
-    options = Options(own, {name: spell_defaults({"": None if option.default in (REQUIRED, "", True, False) else option.default})
-                            for name, option in own.items()})
+    options = Options(own, {name: spell_own(option.default) for name, option in own.items()})
     if about.options == "run":
         options |= settings_option()
         more = run_options(words, compared="methods" in own)
         if notebook: more = within(more, notebook, asked_methods(words))
-        if "methods" in own: more = Options({k: v for k, v in more.known.items() if k not in ("method", "seed")}, more.shown)
+        if "methods" in own: more = more.without("method", "seed")
         options |= more
     elif about.options: options |= notebook_options(notebook_path(about.options))
     return options
@@ -289,13 +298,13 @@ def add_options(
     options: Options,
 ) -> dict[str, argparse.Action]:  # those that take a value
     "Adds options in groups: first those of the command, and those of one method alone where methods' own are."
-    order = ("of this command", *GROUPS)
+    order = ("this command", *GROUPS)
     def place(about): return order.index(about.group if about.group in order else "method")
     groups, actions = {}, {}
     for about in sorted(options.known.values(), key=place):
         shown = options.shown.get(about.name)
-        if shown is None: group = parser
-        else: group = groups.get(about.group) or groups.setdefault(about.group, parser.add_argument_group(f"options {about.group}"))
+        group = parser if shown is None else groups.get(about.group)
+        if group is None: group = groups[about.group] = parser.add_argument_group(about.group)
         if about.kind is bool: add_switch(group, about, shown)
         else: actions[about.name] = add_option(group, about, shown)
     return actions
@@ -311,7 +320,8 @@ def command_parser(
     more = "In brackets: the default of this benchmark and method." if about.options == "run" else "In brackets: the default."
     text = ast.get_docstring(function_source(about.function)[0])
     parser = Parser(prog=f"carot {command}", usage=f"carot {command}{word} [--OPTION VALUE ...]", allow_abbrev=False,
-                    description=f"{text} {more}")
+                    description=f"{text} {more}",
+                    formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32))
     add_options(parser, options)
     return parser
 
@@ -323,7 +333,8 @@ def read_words(
 ) -> dict[str, Any]:  # those that were given, converted
     "Reads a command's options. Raises `UserError` for an unknown one, a wrong type, or one that is missing."
     text, rest = command_parser(command, options).parse_known_args(words)
-    if rest and rest[0].startswith("-"): raise unknown("option", rest[0].partition("=")[0], list(map(flag, options.known)))
+    if rest and rest[0].startswith("-"):
+        raise unknown("option", rest[0].partition("=")[0], list(map(flag, options.known)))
     if rest: raise UserError(f"unexpected argument {rest[0]!r}; see carot {command} --help")
     found = {name: parse(options.known[name], value) for name, value in vars(text).items()}
     for name, about in options.known.items():
@@ -343,7 +354,7 @@ def whole_parser(
     names = {"method": list(all_methods()), "methods": list(all_methods()), "benchmark": list(built_in_benchmarks())}
     for name, about in COMMANDS.items():
         command = commands.add_parser(name, help=about.summary)
-        if about.pattern and about.word != "notebook": command.add_argument(about.word, choices=about.pattern.split("|"))
+        if about.word == "shell": command.add_argument(about.word, choices=about.pattern.split("|"))
         options = command_options(name)
         for option, action in add_options(command, options).items():
             action.choices = names.get(option, options.known[option].choices)

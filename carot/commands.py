@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import parse_settings
 from .core import UserError, lazy
-from .methods.base import all_methods, find_method
+from .methods.base import all_methods
 from .runs.settings import (asked, benchmark_folder, check_parameters, check_writable, known_parameters,
                                  list_values, notebook_parameters, notebook_path)
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from carot.analysis import figures
     from carot.engine import devices
-    from carot.runs import check, execute, jobs as runner, records
+    from carot.runs import check, execute, records
+    from carot.runs import jobs as runner
 else:
     pd, devices, figures = lazy("pandas"), lazy("carot.engine.devices"), lazy("carot.analysis.figures")
     check, execute = lazy("carot.runs.check"), lazy("carot.runs.execute")
@@ -99,7 +100,7 @@ def make_claims(
 # %% ../nbs/6_use/00_commands.ipynb #f921bbb5
 def run_one(
     notebook: str | Path | None = None,  # None: carot's own `fine_tune`
-    preflight: bool = True,  # look at the data and the zero-shot accuracy before training on a benchmark whose are published
+    preflight: bool = True,  # look at data and zero-shot accuracy before training where they are published
     **given,  # run parameters
 ) -> int:  # exit code
     "Makes one run, or goes on with an interrupted one."
@@ -124,11 +125,12 @@ def plan_comparison(
 ) -> list[Any]:  # jobs
     "The runs of a comparison, every one checked."
     if devices.is_one_of_many():
-        raise UserError("carot reproduce starts processes itself; under accelerate launch or torchrun give single runs: carot run")
+        raise UserError("carot reproduce starts processes itself; under accelerate launch or torchrun give single runs: "
+                        "carot run")
     if "method" in given or "seed" in given: raise UserError("a comparison takes methods and seeds, not method or seed")
     if seeds < 1: raise UserError("seeds must be at least 1")
     names = (list_values(methods, str) if isinstance(methods, str) else list(methods or [])) or list(all_methods())
-    known = known_parameters(notebook, *map(find_method, names))
+    known = known_parameters(notebook, *names)
     given = parse_settings(settings, known) | {name: value for name, value in given.items() if value is not None}
     return runner.plan_runs(names, seeds, given)
 
@@ -138,18 +140,19 @@ def report_parameters(
 ) -> dict[str, str]:
     "What makes the report show the planned runs and no others."
     parts = {part for job in planned for part in job.path.name.split(",")[:-1]}  # all but the seed
-    return {"benchmark": planned[0].parameters["benchmark"], "out": planned[0].parameters["out"], "select": ",".join(sorted(parts)),
+    common = {name: planned[0].parameters[name] for name in ("benchmark", "out")}
+    return {**common, "select": ",".join(sorted(parts)),
             "methods": ",".join(dict.fromkeys(job.method.reference for job in planned)),
             "seeds": ",".join(map(str, sorted({job.parameters["seed"] for job in planned})))}
 
 # %% ../nbs/6_use/00_commands.ipynb #df45a689
 def reproduce(
-    methods: str | Sequence[str] | None = None,  # those compared, "ft,carot" or module:NAME of your own; None: all that are built in
+    methods: str | Sequence[str] | None = None,  # "ft,carot" or module:NAME of your own; None: all built-in ones
     seeds: int = 1,  # runs per method, with the seeds 1, 2, ...
     metrics: str = "",  # metrics in the report beside the built-in ones, "module:NAME,module:NAME"
     jobs: int | None = None,  # runs at once; None: one, or one per core where a run uses one thread and no GPU
     timeout: float | None = None,  # minutes a run may take; None: no limit
-    preflight: bool = True,  # look at the data and the zero-shot accuracy before training on a benchmark whose are published
+    preflight: bool = True,  # look at data and zero-shot accuracy before training where they are published
     *,
     settings: str = "",  # run parameters for all runs, "lr=1e-5,device=cuda"
     notebook: str | Path | None = None,  # None: carot's own `fine_tune`

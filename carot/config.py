@@ -124,14 +124,14 @@ def check_bounds(
 class RunSettings:
     "What every run has, trained or not."
     benchmark: str = setting(
-        "glyphs", "data set and its shifts: glyphs, handwriting, imagenet, module:NAME, or a folder with train/ and val/",
+        "glyphs", "data set and its shifts: a name (glyphs, imagenet, …), module:NAME, or a folder",
         group="data and model", named=False)
     root: str = setting(None, "folder of imagenet's files; the others need none", group="data and model")
     model: str = setting(
         "ViT-B-16", "CLIP: glyphs, an open_clip name such as ViT-B-16, or a folder", group="data and model")
     pretrained: str = setting(
         "openai", "weights of a named model: an open_clip tag, a checkpoint file, or random", group="data and model")
-    method: str = setting("carot", "zs, lp, ft, lp-ft, flyp, carot or module:NAME", group="data and model", named=False)
+    method: str = setting("carot", "its name (ft, carot, …), or module:NAME", group="data and model", named=False)
     seed: int = setting(
         1, "of order, captions, augmentation and fresh heads", low=0, high=2**64 - 1, named=False)
     eval_sets: str = setting(None, "evaluation sets, separated by commas; None is all of them", group="evaluation")
@@ -151,7 +151,7 @@ class TrainSettings(RunSettings):
     epochs: int = setting(10, "passes over the training set", low=1)
     batch_size: int = setting(512, "images per optimizer step", low=1, unit="images")
     micro_batch_size: str = setting(
-        None, "images at once in a process: a number, or auto for the most that fit; the gradients stay the same",
+        None, "images at once in a process, or auto for the most that fit; same gradients",
         unit="images", named=False, matters=False)
     accumulation_steps: int = setting(1, "parts of a batch with negatives of their own, accumulated", low=1)
     lr: float = setting(1e-5, "peak learning rate", low=0)
@@ -163,7 +163,7 @@ class TrainSettings(RunSettings):
     on_bad_image: str = setting(
         "stop", "a training image that cannot be read: stop, or skip it (up to 1 % of them)", choices=["stop", "skip"])
     checkpoint_every: int = setting(
-        0, "optimizer steps between checkpoints; 0: do not count them. One is written at the end of each epoch, too",
+        0, "optimizer steps between checkpoints, beside one an epoch; 0: do not count them",
         low=0, unit="steps", group="checkpoints", named=False, matters=False)
     checkpoint_minutes: float = setting(
         10.0, "minutes between checkpoints; 0: never mind the time", low=0, unit="minutes", group="checkpoints",

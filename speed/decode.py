@@ -1,12 +1,12 @@
 """Images a second and core: decoding and augmenting JPEGs for training at 224 pixels.
 
-    python benchmarks/decode.py [--images 48] [--rounds 9] [--out benchmarks/decode.tsv]
+    python speed/decode.py [--images 48] [--rounds 9] [--out speed/decode.tsv]
 
 The JPEGs are made here: 500 x 375 pixels of coloured noise with the spectrum of photographs (amplitude ~ 1/f),
-saved at the quality that gives 110 KB on average, the size of ImageNet's. What is timed is what a loader process does for
-one image: read the file, decode, random crop of the training transform, tensor, mean and deviation. CPU seconds of this
-process are counted, on one thread; variants take turns. The fastest round counts, because other work on the machine
-can only add; the median is given beside it.
+saved at the quality that gives 110 KB on average, the size of ImageNet's. What is timed is what a loader process does
+for one image: read the file, decode, random crop of the training transform, tensor, mean and deviation. CPU seconds of
+this process are counted, on one thread; variants take turns. The fastest round counts, because other work on the
+machine can only add; the median is given beside it. torchcodec takes part if it is installed: carot does not need it.
 """
 import argparse
 import csv
@@ -14,20 +14,24 @@ import io
 import statistics
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_v2
 from PIL import Image, features
 
-from carot.data import read_image
-from carot.runs.records import hardware
 from carot.benchmarks.decode import fast, read_tensor
 from carot.benchmarks.shrink import shrink_jpeg
+from carot.data import read_image
+from carot.engine.devices import hardware
+
+try: from torchcodec.decoders import decode_jpeg as torchcodec
+except ImportError: torchcodec = None
 
 SIZE, KILOBYTES = (500, 375), 110
+COLUMNS = ["file", "KB", "decoder", "what", "ms_per_image", "median_ms", "images_per_second_and_core"]
 
 
 def texture(rng):
@@ -37,8 +41,7 @@ def texture(rng):
     frequency[0, 0] = 1 / width
     noise = np.fft.rfft2(rng.normal(size=(3, height, width))) / frequency
     channels = np.fft.irfft2(noise, s=(height, width))
-    luminance = channels[0]  # colour channels of photographs are alike
-    image = np.stack([luminance + 0.3 * channels[i] for i in range(3)], -1)
+    image = np.stack([channels[0] + 0.3 * channels[i] for i in range(3)], -1)  # colours of photographs are alike
     image = (image - image.mean()) / image.std()
     return Image.fromarray((127 + 55 * image).clip(0, 255).astype("uint8"))
 
@@ -50,29 +53,65 @@ def jpeg(image, quality):
 
 
 def make_files(folder, n):
-    "n JPEGs of about 110 KB and the quality they were saved with."
+    "n JPEGs of about 110 KB, the same made small, and the quality they were saved with."
     rng = np.random.default_rng(0)
     images = [texture(rng) for _ in range(n)]
     sizes = {q: statistics.mean(len(jpeg(image, q)) for image in images[:6]) for q in range(60, 100)}
     quality = min(sizes, key=lambda q: abs(sizes[q] - KILOBYTES * 1000))
-    for i, image in enumerate(images): (folder/f"{i:03d}.jpg").write_bytes(jpeg(image, quality))
-    return sorted(folder.glob("*.jpg")), quality
+    for name in ("original", "shrunk"): (folder/name).mkdir()
+    for i, image in enumerate(images):
+        data = jpeg(image, quality)
+        (folder/"original"/f"{i:03d}.jpg").write_bytes(data)
+        (folder/"shrunk"/f"{i:03d}.jpg").write_bytes(shrink_jpeg(data))
+    return {name: sorted((folder/name).iterdir()) for name in ("original", "shrunk")}, quality
 
 
-def torchvision_to_pil(path):
-    return Image.fromarray(read_tensor(path).permute(1, 2, 0).numpy())
+def readers():
+    "Decoder -> path -> image."
+    found = {"PIL": read_image, "simplejpeg": read_tensor}
+    return found | ({"torchcodec": lambda path: torchcodec(path.read_bytes())} if torchcodec else {})
 
 
-def measure(variants, files, rounds):
+def variants(files):
+    "(file, decoder, what) -> what is done with a path, and the paths."
+    on_pil = image_transform_v2(PreprocessCfg(), is_train=True, aug_cfg=AugmentationCfg(scale=(0.9, 1.0)))
+    on_tensor = fast(on_pil)[1]  # of images as `load_clip` wants them
+    found = {}
+    for which, paths in files.items():
+        for decoder, read in readers().items():
+            found[which, decoder, "decode"] = (read, paths)
+            for name, transform in ([("PIL", on_pil)] if read is read_image else []) + [("tensor", on_tensor)]:
+                found[which, f"{decoder}, {name} transform", "decode + augment"] = (
+                    lambda path, read=read, transform=transform: transform(read(path)), paths)
+    found["making small", "PIL", "decode + resize + encode"] = (lambda path: shrink_jpeg(path.read_bytes()),
+                                                                files["original"])
+    return found
+
+
+def measure(variants, rounds):
     "CPU seconds per image of each variant in each round; they take turns."
     seconds = {name: [] for name in variants}
     for round in range(rounds + 1):
-        for name, (sample, which) in variants.items():
+        for name, (sample, paths) in variants.items():
             torch.manual_seed(0)
             began = time.process_time()
-            for path in files[which]: sample(path)
-            if round: seconds[name].append((time.process_time() - began) / len(files[which]))  # the first round warms up
+            for path in paths: sample(path)
+            if round: seconds[name].append((time.process_time() - began) / len(paths))  # the first round warms up
     return seconds
+
+
+def largest_difference(paths):
+    "Between the pixels of any two decoders."
+    def pixels(image): return np.asarray(image.permute(1, 2, 0) if isinstance(image, torch.Tensor) else image, int)
+    return max(np.abs(pixels(read(path)) - pixels(read_image(path))).max() for path in paths for read in readers().values())
+
+
+def facts(asked, quality, difference):
+    "The line above the table: on what this was measured."
+    packages = [f"{name} {version(name)}" for name in ("torch", "torchvision", "simplejpeg", *(["torchcodec"] if torchcodec else []))]
+    pillow = f"Pillow {Image.__version__} (libjpeg-turbo {features.version('libjpeg_turbo')})"
+    return (f"# {hardware()}; {', '.join([*packages, pillow])}; {asked.images} JPEGs {SIZE[0]} x {SIZE[1]}, quality {quality}; "
+            f"CPU time of the fastest of {asked.rounds} rounds, one thread; the decoders' pixels differ by at most {difference}")
 
 
 def main():
@@ -82,34 +121,16 @@ def main():
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("decode.tsv"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    on_pil = image_transform_v2(PreprocessCfg(), is_train=True, aug_cfg=AugmentationCfg(scale=(0.9, 1.0)))  # as in `load_clip`
-    read, on_tensor = fast(on_pil)
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder)/"original").mkdir()
-        (Path(folder)/"shrunk").mkdir()
-        original, quality = make_files(Path(folder)/"original", asked.images)
-        for path in original: (Path(folder)/"shrunk"/path.name).write_bytes(shrink_jpeg(path.read_bytes()))
-        files = {"original": original, "shrunk": sorted((Path(folder)/"shrunk").iterdir())}
+        files, quality = make_files(Path(folder), asked.images)
         size = {name: statistics.mean(path.stat().st_size for path in paths) / 1000 for name, paths in files.items()}
-        decoders = {"PIL": (read_image, on_pil), "PIL, tensor transform": (read_image, on_tensor),
-                    "torchvision, PIL transform": (torchvision_to_pil, on_pil), "torchvision, tensor transform": (read, on_tensor)}
-        variants = {}
-        for which in files:
-            for name, (load, transform) in decoders.items():
-                variants[which, name, "decode"] = (load, which)
-                variants[which, name, "decode + augment"] = (lambda path, load=load, transform=transform: transform(load(path)), which)
-        variants["making small", "PIL", "decode + resize + encode"] = (lambda path: shrink_jpeg(path.read_bytes()), "original")
-        same = max(np.abs(np.asarray(read_image(path), int) - np.asarray(torchvision_to_pil(path), int)).max() for path in original)
-        seconds = measure(variants, files, asked.rounds)
-    lines = [["file", "KB", "decoder", "what", "ms_per_image", "median_ms", "images_per_second_and_core"]]
-    lines += [[which, round(size.get(which, size["original"]), 1), name, what, round(1000 * min(s), 3), round(1000 * statistics.median(s), 3), round(1 / min(s), 1)]
-              for (which, name, what), s in seconds.items()]
-    facts = (f"# {hardware()}; torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {Image.__version__} (libjpeg-turbo "
-             f"{features.version('libjpeg_turbo')}); {asked.images} JPEGs {SIZE[0]} x {SIZE[1]}, quality {quality}; CPU time of the fastest of {asked.rounds} rounds, "
-             f"one thread; the decoders' pixels differ by at most {same}")
+        line = facts(asked, quality, largest_difference(files["original"]))
+        seconds = measure(variants(files), asked.rounds)
+    lines = [[which, round(size.get(which, size["original"]), 1), decoder, what, round(1000 * min(s), 3),
+              round(1000 * statistics.median(s), 3), round(1 / min(s), 1)] for (which, decoder, what), s in seconds.items()]
     with open(asked.out, "w", newline="") as file:
-        print(facts, file=file)
-        csv.writer(file, delimiter="\t", lineterminator="\n").writerows(lines)
+        print(line, file=file)
+        csv.writer(file, delimiter="\t", lineterminator="\n").writerows([COLUMNS, *lines])
     print(asked.out.read_text(), end="")
 
 

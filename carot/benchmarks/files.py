@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
 
 from ..core import UserError
 from ..data import read_image
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'is_folder', 'entries', 'list_images', 'list_folders', 'ImagePaths', 'scan_classes']
+__all__ = ['SUFFIXES', 'is_folder', 'entries', 'list_images', 'list_folders', 'ImagePaths', 'class_folders', 'scan_classes']
 
 # %% ../../nbs/2_benchmarks/03_files.ipynb #c2bbad88
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # in any case
@@ -33,8 +32,9 @@ def entries(
 ) -> list[os.DirEntry]:  # sorted by name, hidden ones left out
     "What is directly in a folder. Raises `UserError` if it cannot be listed."
     try:
-        with os.scandir(folder) as found: return sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+        with os.scandir(folder) as found: visible = [entry for entry in found if not entry.name.startswith(".")]
     except OSError as error: raise UserError(f"cannot list {folder}: {error.strerror}") from None
+    return sorted(visible, key=lambda entry: entry.name)
 
 def list_images(
     folder: str | Path,
@@ -49,7 +49,7 @@ def list_folders(
     return [entry.name for entry in entries(folder) if is_folder(entry)]
 
 # %% ../../nbs/2_benchmarks/03_files.ipynb #4a8e5f7f
-class ImagePaths(Dataset):
+class ImagePaths:
     "A map-style data set of image files: index -> (image, label). 12 bytes an image and its path."
     def __init__(
         self,
@@ -92,6 +92,21 @@ class ImagePaths(Dataset):
         return ImagePaths(map(self.name, indices), self.labels[indices], self.transform, self.root, self.read)
 
 # %% ../../nbs/2_benchmarks/03_files.ipynb #9bc90416
+def class_folders(
+    root: str | Path,  # folder of class folders
+    labels: Mapping[str, int],  # class folder -> label
+    ignore: Collection[str] = (),  # folders that are no classes
+) -> list[str]:  # by label
+    "The class folders that are there. Raises `UserError` for a folder that is no class."
+    root = Path(root)
+    if not root.is_dir(): raise UserError(f"there is no folder {root}")
+    names = [name for name in list_folders(root) if name not in ignore]
+    for name in names:
+        if name not in labels:
+            raise UserError(f"{root/name} is none of the {len(labels)} class folders; move it elsewhere")
+    return sorted(names, key=labels.__getitem__)
+
+# %% ../../nbs/2_benchmarks/03_files.ipynb #d24f9173
 def scan_classes(
     root: str | Path,  # folder of class folders
     labels: Mapping[str, int],  # class folder -> label; folders that do not exist have no images
@@ -101,16 +116,10 @@ def scan_classes(
 ) -> ImagePaths:  # by label, then by name
     "All images of class folders. Raises `UserError` for an unknown folder and if there is no image."
     root = Path(root)
-    if not root.is_dir(): raise UserError(f"there is no folder {root}")
-    names = [name for name in list_folders(root) if name not in ignore]
-    for name in names:
-        if name not in labels: raise UserError(f"{root/name} is none of the {len(labels)} class folders; move it elsewhere")
-    if (root/"shards.json").is_file():  # made small by `carot shrink`
-        from carot.benchmarks.shards import ShardImages
-        return ShardImages(root, labels, transform, ignore, read)
+    names = class_folders(root, labels, ignore)
     found = array("i")  # filled while `files` is read
     def files():
-        for name in sorted(names, key=labels.__getitem__):
+        for name in names:
             images = list_images(root/name)
             found.extend([labels[name]] * len(images))
             yield from (f"{name}/{image}" for image in images)

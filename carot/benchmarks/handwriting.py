@@ -184,9 +184,9 @@ DEFAULTS = {  # where the paper's values, made for 1.28 million images, do not f
 METHOD_DEFAULTS = {"lp": {"lr": 1e-2}, "lp-ft": {"probe_lr": 1e-2}}  # a linear layer alone bears larger steps
 
 NOTE = ("Ten classes: in a batch of 64 of the 3,000 training images, a caption meets on average 6.3 others of its own "
-        "class among its 63 negatives (0.5 of 511 on ImageNet at batch 512). A model that knows every digit still has a "
-        "contrastive loss of 1.93 (chance: 4.16) and matches 16 % of the pairs, so the training losses of FLYP and CaRot "
-        "say little about the fit. The confidence at which that loss is lowest is not moved. "
+        "class among its 63 negatives (0.5 of 511 on ImageNet at batch 512). A model that knows every digit still has "
+        "a contrastive loss of 1.93 (chance: 4.16) and matches 16 % of the pairs, so the training losses of FLYP and "
+        "CaRot say little about the fit. The confidence at which that loss is lowest is not moved. "
         "Sets of 1,000 images: the standard error of an accuracy is up to 1.6 points.")
 
 # %% ../../nbs/2_benchmarks/02_handwriting.ipynb #ee498a3c

@@ -5,7 +5,6 @@
 # %% ../../nbs/4_runs/03_jobs.ipynb #de0864d3
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -17,42 +16,39 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
 
-from ..engine.checkpoints import WARNING
+from ..config import parse_settings
+from ..core import UserError, lazy
+from ..engine.devices import device_choices
+from ..engine.log import WARNING
 from ..engine.signals import Stopped, StopSignals
-from ..core import UserError, unknown
+from ..methods.base import Method, all_methods, find_method
+from .execute import is_done, make_run, notebook_path
+from .records import read_config, summary
+from .settings import Resolved, benchmark_folder, known_settings, list_values, resolve
 
-try: import fcntl, resource
-except ImportError: fcntl = resource = None  # Windows
-from .settings import devices
-from .settings import ignored
-from .execute import is_done
-from .execute import notebook_path
-from .records import read_config
-from .settings import resolve
-from .execute import run
-from .settings import run_directory
+if TYPE_CHECKING: import torch
+else: torch = lazy("torch")
 
 # %% auto #0
-__all__ = ['Job', 'job_for', 'is_complete', 'plan', 'summary', 'command_of', 'log_path', 'open_log', 'share', 'start', 'child',
-           'said', 'failure', 'end_runs', 'progress', 'Screen', 'default_jobs', 'run_all', 'stop_runs', 'tell_end',
-           'make_runs']
+__all__ = ['Job', 'job_for', 'is_complete', 'used_by', 'plan_runs', 'nobody_uses', 'command_of', 'log_path', 'open_log', 'share',
+           'default_jobs', 'start', 'child', 'said', 'failure', 'end_runs', 'tell_end', 'steps_done', 'progress',
+           'clock', 'Screen', 'Queue', 'run_all', 'Ablation', 'ablation']
 
 # %% ../../nbs/4_runs/03_jobs.ipynb #dfa4df5f
 @dataclass
 class Job:
     "A run that is to be made in a process of its own."
     given: dict[str, Any]  # what was asked for
-    parameters: dict[str, Any]  # all of them
-    path: Path  # its directory
+    resolved: Resolved  # what follows from it
     process: subprocess.Popen | None = None
     errors: Any = None  # the file that takes what the process says
     said_from: int = 0  # where that begins in it
@@ -60,66 +56,74 @@ class Job:
     slot: int = 0  # its number among the runs that are made at once
     error: str = ""  # why it failed
 
-    def __str__(self): return f"{self.parameters['method']:<6} {self.path.name}"
+    def __post_init__(self):
+        self.path: Path = self.resolved.directory
+        self.parameters: dict[str, Any] = self.resolved.parameters
+
+    @property
+    def method(self) -> Method:
+        "Of the run."
+        return self.resolved.method
+
+    def __str__(self): return f"{self.method.name:<6} {self.path.name}"
 
 def job_for(
-    given: dict[str, Any],  # run parameters that were asked for
+    given: dict[str, Any],  # run settings that were asked for
 ) -> Job:
-    "The job of one run; raises `UserError` for parameters that cannot be."
-    parameters, defaults = resolve(given)
-    return Job(given, parameters, run_directory(parameters, defaults))
+    "The job of one run; raises `UserError` for settings that cannot be."
+    return Job(given, resolve(given))
 
 def is_complete(
     job: Job,
 ) -> bool:
     "Whether the run is done; one that cannot be opened is not, and its own process will say why."
-    try: return is_done(job.path, job.parameters)
+    try: return is_done(job.resolved)
     except UserError: return False
 
-def plan(
-    methods: list[str],
+# %% ../../nbs/4_runs/03_jobs.ipynb #15bed151
+def used_by(
+    method: Method,
+    given: dict[str, Any],
+) -> dict[str, Any]:
+    "Those of the settings that the method uses."
+    return {name: value for name, value in given.items() if method.uses(name)}
+
+def plan_runs(
+    methods: Sequence[str],  # names, or "module:NAME"
     seeds: int,  # 1 to `seeds`
-    given: dict[str, Any],  # run parameters for all of them
-) -> list[Job]:  # methods in report order, all of them checked
+    given: dict[str, Any],  # run settings for all of them
+) -> list[Job]:  # methods in the order of tables, all of them checked
     "The runs of a comparison."
-    for method in methods:
-        if method not in METHOD_DEFAULTS: raise unknown("method", method, list(METHOD_DEFAULTS))
-    for name in given:
-        if all(name in ignored(method) for method in methods):
-            raise UserError(f"none of the methods {', '.join(methods)} uses {name}")
-    def own(method): return {k: v for k, v in given.items() if k not in ignored(method)} | {"method": method}
-    return [job_for(own(method) | {"seed": seed}) for method in METHOD_DEFAULTS if method in methods
-            for seed in range(1, 2 if method == "zs" else seeds + 1)]
+    found = {method.name: method for method in map(find_method, methods)}.values()
+    for name, value in given.items():
+        if not any(method.uses(name) for method in found): raise nobody_uses(name, [method.name for method in found])
+    return [job_for(used_by(method, given) | {"method": method.reference, "seed": seed})
+            for method in sorted(found, key=lambda method: method.order)
+            for seed in range(1, seeds + 1 if method.seeded else 2)]
+
+def nobody_uses(
+    name: str,  # of a setting
+    methods: Sequence[str],
+) -> UserError:
+    "The error for a setting that concerns none of the methods."
+    return UserError(f"none of the methods {', '.join(methods)} uses {name}")
 
 # %% ../../nbs/4_runs/03_jobs.ipynb #b528be99
-def summary(
-    path: Path,  # directory of a complete run
-) -> str:
-    "Accuracy and ECE on ID and averaged over the shifts, and the time it took, in one line."
-    with open(path/"metrics.tsv", newline="") as file: rows = list(csv.DictReader(file, delimiter="\t"))
-    def mean(metric, in_distribution):
-        values = [float(row["value"]) for row in rows
-                  if row["metric"] == metric and row["id"] == str(in_distribution) and row["set"] != "val"]
-        return sum(values) / len(values) if values else math.nan
-    accuracy, ece = ([mean(metric, x) for x in (True, False)] for metric in ("accuracy", "ece"))
-    return (f"accuracy: ID {100 * accuracy[0]:.1f} %, shifts {100 * accuracy[1]:.1f} %   "
-            f"ECE: ID {ece[0]:.3f}, shifts {ece[1]:.3f}   {read_config(path)['seconds']['total']:.0f} s")
-
-# %% ../../nbs/4_runs/03_jobs.ipynb #7a772545
 def command_of(
     job: Job,
     notebook: str | Path,
 ) -> list[str]:  # the words that follow `carot`
     "The command that makes a run alone."
     own = Path(notebook).resolve() == notebook_path("fine_tune").resolve()
-    return ["run", *([] if own else [str(notebook)]), *(f"--{name.replace('_', '-')}={value}" for name, value in job.given.items())]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in job.given.items()]
+    return ["run", *([] if own else [str(notebook)]), *options]
 
 def log_path(
     job: Job,
     logs: Path,  # folder of logs
 ) -> Path:
     "Where a run's log is kept."
-    return logs/f"{job.parameters['method']},{job.path.name}.log"
+    return logs/f"{job.method.name},{job.path.name}.log"
 
 def open_log(
     job: Job,
@@ -144,11 +148,19 @@ def share(
     "The part of the machine that one of several runs gets; a run by itself gets all."
     if at_once == 1: return {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    part = {} if parameters["threads"] else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // at_once)))}
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // at_once)))
+    part = {} if parameters["threads"] else {"OMP_NUM_THREADS": threads}
     gpus = list(map(str, range(torch.cuda.device_count())))
     if gpus and "CUDA_VISIBLE_DEVICES" in os.environ: gpus = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
     if gpus and parameters["device"] in ("auto", "cuda"): part["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     return part
+
+def default_jobs(
+    parameters: dict[str, Any],  # of a run
+) -> int:
+    "How many runs at once: one per core if a run uses one thread and no GPU, else one."
+    cpu = parameters["device"] == "cpu" or device_choices() == ["auto", "cpu"]
+    return os.cpu_count() if cpu and parameters["threads"] == 1 else 1
 
 # %% ../../nbs/4_runs/03_jobs.ipynb #43cf1fa2
 def start(
@@ -173,7 +185,7 @@ def child(
 ) -> None:
     "What that process does: one run; what is to be said goes to stderr, in its last line why it failed or stopped."
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave nothing in the temporary folder
-    try: run(notebook, echo, **given)
+    try: make_run(notebook, echo, **given)
     except (Stopped, KeyboardInterrupt) as stopped:
         print(str(stopped) or Stopped(), file=sys.stderr)
         sys.exit(75)
@@ -196,6 +208,7 @@ def failure(
     lines, code = said(job), job.process.returncode
     return lines[-1] if lines and code > 0 else f"its process ended with code {code}"
 
+# %% ../../nbs/4_runs/03_jobs.ipynb #5a972615
 def end_runs(
     jobs: list[Job],  # with processes
     patience: float = 10.0,  # seconds they have for saving
@@ -216,63 +229,6 @@ def end_runs(
         try: process.kill()
         except psutil.NoSuchProcess: pass
 
-def progress(
-    job: Job,  # whose process is running
-) -> str:
-    "How far it is, for the screen: `ft seed=1 120/300`."
-    try:
-        with open(job.path/"train.tsv") as file: steps = sum(1 for line in file) - 1
-        done = f" {max(steps, 0)}/{read_config(job.path)['steps']}"
-    except (OSError, KeyError): done = ""
-    return f"{job.parameters['method']} {job.path.name}{done}"
-
-# %% ../../nbs/4_runs/03_jobs.ipynb #5a972615
-class Screen:
-    "The last lines of a terminal, drawn again and again in the same place; nothing if output goes elsewhere."
-    def __init__(self): self.drawn = 0  # lines
-
-    def clear(self) -> None:
-        if self.drawn: print(end=f"\x1b[{self.drawn}F\x1b[J", flush=True)
-        self.drawn = 0
-
-    def draw(self, jobs: list[Job], running: list[Job], waiting: int) -> None:
-        "How many runs are in what state, and how far those are that are being made."
-        if not sys.stdout.isatty(): return
-        failed = sum(bool(job.error) for job in jobs)
-        lines = [f"{len(jobs) - failed - len(running) - waiting} of {len(jobs)} runs complete, {failed} failed, {len(running)} running, {waiting} waiting"]
-        lines += [f"  {int(time.monotonic() - job.began) // 60:3d}:{int(time.monotonic() - job.began) % 60:02d}  {progress(job)}" for job in running]
-        columns, rows = get_terminal_size()
-        self.clear()
-        print(*(line[:columns - 1] for line in lines[:rows - 1]), sep="\n", flush=True)
-        self.drawn = min(len(lines), rows - 1)
-
-# %% ../../nbs/4_runs/03_jobs.ipynb #1a4318aa
-def default_jobs(
-    parameters: dict[str, Any],  # of a run
-) -> int:
-    "How many runs at once: one per core if a run uses one thread and no GPU, else one."
-    cpu = parameters["device"] == "cpu" or devices() == ["auto", "cpu"]
-    return os.cpu_count() if cpu and parameters["threads"] == 1 else 1
-
-def run_all(
-    notebook: str | Path,
-    jobs: list[Job],
-    at_once: int,  # how many
-    timeout: float | None = None,  # minutes a run may take
-    logs: Path | None = None,  # folder for what the runs say; None: it is forgotten
-) -> int:  # exit code: 0 if all are complete now, 75 if a signal stopped them, 2 if users can mend what failed, else 1
-    "Makes the runs that are missing and prints a line for each; a failure does not stop the others."
-    with StopSignals() as stop: return make_runs(notebook, jobs, at_once, stop, timeout, logs)
-
-def stop_runs(
-    active: list[Job],
-    stop: StopSignals,
-) -> float:  # when to lose patience, in seconds of `time.monotonic`
-    "Asks the runs to save and end."
-    print(f"carot: {stop.asked}: saving after the current step; Ctrl-C ends at once", file=sys.stderr)
-    for job in active: job.process.terminate()
-    return time.monotonic() + 300
-
 def tell_end(
     job: Job,  # whose process has ended
     stop: StopSignals,
@@ -291,36 +247,180 @@ def tell_end(
     job.errors.close()
     return code
 
-def make_runs(
+# %% ../../nbs/4_runs/03_jobs.ipynb #1a4318aa
+def steps_done(
+    job: Job,  # whose process is running
+) -> str:
+    "How far it is: `120/300`; empty before training."
+    try:
+        with open(job.path/"train.tsv") as file: steps = sum(1 for line in file) - 1
+        return f"{max(steps, 0)}/{read_config(job.path)['steps']}"
+    except (OSError, KeyError, UserError): return ""
+
+def progress(
+    job: Job,  # whose process is running
+) -> str:
+    "How far it is, for the screen: `ft seed=1 120/300`."
+    return f"{job.method.name} {job.path.name} {steps_done(job)}".rstrip()
+
+def clock(
+    job: Job,  # whose process was started
+) -> str:
+    "Minutes and seconds since it began."
+    minutes, seconds = divmod(int(time.monotonic() - job.began), 60)
+    return f"{minutes:3d}:{seconds:02d}"
+
+class Screen:
+    "How many runs are in what state, and how far those are that are being made."
+    every = 300.0  # seconds between lines about a run where output is no terminal
+
+    def __init__(self):
+        self.drawn = 0  # lines on the terminal
+        self.told: dict[Path, float] = {}  # when a run was last written of
+
+    def clear(self) -> None:
+        "Takes the lines off the terminal, before others are printed."
+        if self.drawn: print(end=f"\x1b[{self.drawn}F\x1b[J", flush=True)
+        self.drawn = 0
+
+    def draw(self, jobs: list[Job], running: list[Job], waiting: int) -> None:
+        "Shows the state of things."
+        if not sys.stdout.isatty(): return self.tell(running)
+        failed = sum(bool(job.error) for job in jobs)
+        lines = [f"{len(jobs) - failed - len(running) - waiting} of {len(jobs)} runs complete, {failed} failed, "
+                 f"{len(running)} running, {waiting} waiting", *(f"  {clock(job)}  {progress(job)}" for job in running)]
+        columns, rows = get_terminal_size()
+        self.clear()
+        print(*(line[:columns - 1] for line in lines[:rows - 1]), sep="\n", flush=True)
+        self.drawn = min(len(lines), rows - 1)
+
+    def tell(self, running: list[Job]) -> None:
+        "A line for each run that has started or was last written of some minutes ago."
+        for job in running:
+            if job.path not in self.told: print(f"{job}  started", flush=True)
+            elif time.monotonic() - self.told[job.path] < self.every: continue
+            else: print(f"{job}  {clock(job).strip()}  {steps_done(job)}".rstrip(), flush=True)
+            self.told[job.path] = time.monotonic()
+
+# %% ../../nbs/4_runs/03_jobs.ipynb #18267d8d
+@dataclass
+class Queue:
+    "Runs that wait, are being made, and have ended."
+    notebook: str | Path
+    waiting: list[Job]
+    at_once: int  # how many
+    stop: StopSignals
+    timeout: float | None  # minutes a run may take
+    logs: Path | None
+    active: list[Job] = field(default_factory=list)
+    codes: set[int] = field(default_factory=set)  # how runs ended
+    deadline: float = math.inf  # of patience with runs that were asked to stop
+
+    def start_next(self) -> None:
+        "As many as there is room for."
+        while self.waiting and len(self.active) < self.at_once:
+            job = self.waiting.pop(0)
+            job.slot = min(set(range(self.at_once)) - {other.slot for other in self.active})
+            self.active.append(job)
+            start(job, self.notebook, self.logs, share(job.parameters, job.slot, self.at_once))
+
+    def ask_to_stop(self) -> None:
+        "Those that are being made save and end; the others are not begun."
+        print(f"carot: {self.stop.asked}: saving after the current step; Ctrl-C ends at once", file=sys.stderr)
+        if self.waiting: self.codes.add(75)
+        for job in self.active: job.process.terminate()
+        self.waiting, self.deadline = [], time.monotonic() + 300
+
+    def collect(self, screen: Any) -> None:
+        "Those that have ended or taken too long."
+        late = [job for job in self.active if self.timeout and time.monotonic() - job.began > 60 * self.timeout
+                and job.process.poll() is None]
+        end_runs(late)
+        for job in [job for job in self.active if job.process.poll() is not None]:
+            self.active.remove(job)
+            screen.clear()
+            self.codes.add(tell_end(job, self.stop, self.timeout if job in late else None))
+
+    @property
+    def code(self) -> int:
+        "What the whole came to."
+        if self.active or 75 in self.codes: return 75
+        return 0 if self.codes <= {0} else 2 if self.codes <= {0, 2} else 1
+
+def run_all(
     notebook: str | Path,
     jobs: list[Job],
     at_once: int,  # how many
-    stop: StopSignals,  # whether and by what they are to be stopped
-    timeout: float | None,  # minutes a run may take
-    logs: Path | None,
-) -> int:  # exit code, as from `run_all`
-    "What `run_all` does while signals are noted."
-    done = [job for job in jobs if is_complete(job)]
-    for job in done: print(f"{job}  {summary(job.path)}  (was there)")
-    waiting, active, codes, deadline = [job for job in jobs if job not in done], [], set(), math.inf
-    screen = Screen()
-    try:
-        while (waiting or active) and time.monotonic() < deadline:
-            if stop.asked and deadline == math.inf:
-                codes |= {75} if waiting else set()
-                waiting, deadline = [], stop_runs(active, stop)
-            while waiting and len(active) < at_once:
-                job = waiting.pop(0)
-                job.slot = min(set(range(at_once)) - {other.slot for other in active})
-                active.append(job)
-                start(job, notebook, logs, share(job.parameters, job.slot, at_once))
-            screen.draw(jobs, active, len(waiting))
-            time.sleep(0.2)
-            late = [job for job in active if timeout and time.monotonic() - job.began > 60 * timeout and job.process.poll() is None]
-            end_runs(late)
-            for job in [job for job in active if job.process.poll() is not None]:
-                active.remove(job)
-                screen.clear()
-                codes.add(tell_end(job, stop, timeout if job in late else None))
-    finally: end_runs(active, patience=0)
-    return 75 if active or 75 in codes else 0 if codes <= {0} else 2 if codes <= {0, 2} else 1
+    timeout: float | None = None,  # minutes a run may take
+    logs: Path | None = None,  # folder for what the runs say; None: it is forgotten
+    screen: Any = None,  # with `draw(jobs, running, waiting)` and `clear()`; None: `Screen`
+) -> int:  # exit code: 0 if all are complete now, 75 if a signal stopped them, 2 if users can mend what failed, else 1
+    "Makes the runs that are missing and prints a line for each; a failure does not stop the others."
+    screen, done = screen or Screen(), [job for job in jobs if is_complete(job)]
+    for job in done: print(f"{job}  {summary(job.path)}  (was there)", flush=True)
+    with StopSignals() as stop:
+        queue = Queue(notebook, [job for job in jobs if job not in done], at_once, stop, timeout, logs)
+        try:
+            while (queue.waiting or queue.active) and time.monotonic() < queue.deadline:
+                if stop.asked and queue.deadline == math.inf: queue.ask_to_stop()
+                queue.start_next()
+                screen.draw(jobs, queue.active, len(queue.waiting))
+                time.sleep(0.2)
+                queue.collect(screen)
+        finally: end_runs(queue.active, patience=0)
+        return queue.code
+
+# %% ../../nbs/4_runs/03_jobs.ipynb #1756780d
+@dataclass
+class Ablation:
+    "The runs of a study, and where its tables and figures go."
+    given: dict[str, Any]  # settings of every run
+    folder: Path
+
+    def job(self, method: str, **own) -> Job:
+        "A run of the study; settings of its own win over the study's."
+        return job_for(used_by(find_method(method), self.given) | {"method": find_method(method).reference} | own)
+
+    def jobs(self, method: str, seeds: int, **own) -> list[Job]:
+        "One run for each of the seeds 1, 2, …; one altogether for a method without chance."
+        return [self.job(method, seed=seed, **own) for seed in range(1, seeds + 1 if find_method(method).seeded else 2)]
+
+    def make(self, jobs: list[Job], at_once: int | None = None) -> int:
+        "Makes the runs that are missing; the exit code is that of `run_all`."
+        return run_all(notebook_path("fine_tune"), jobs, at_once or default_jobs(jobs[-1].parameters))
+
+    def missing(self, jobs: list[Job]) -> list[str]:
+        "The names of the runs that are not complete."
+        return [f"{job.method.name}/{job.path.name}" for job in jobs if not is_complete(job)]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        "Model, data and machine, for what the study evaluates itself: the settings of a run that trains nothing."
+        return self.job(next(name for name, method in all_methods().items() if not method.trains)).parameters
+
+    def load(
+        self,
+        train: bool = False,  # training images as in training; else as in evaluation
+    ) -> tuple[Any, Any, Any]:  # clip, tokenizer, data
+        "The model and the data, with the threads that the study gives PyTorch."
+        from carot.clip import load_clip
+        from carot.data import load_benchmark
+
+        p = self.parameters
+        if p["threads"]: torch.set_num_threads(p["threads"])
+        clip, train_transform, transform, tokenizer = load_clip(p["model"], p["pretrained"])
+        sets = list_values(p["eval_sets"], str) or None
+        return clip, tokenizer, load_benchmark(p["benchmark"], p["root"], transform, train_transform if train else None, sets)
+
+# %% ../../nbs/4_runs/03_jobs.ipynb #13554f5e
+def ablation(
+    name: str,  # of the study: its folder is called so
+    benchmark: str,
+    out: str | Path,  # folder of all results
+    settings: str = "",  # of every run: "lr=1e-5,device=cuda"
+    methods: Sequence[str] = (),  # references of methods of one's own whose settings may be among them
+) -> Ablation:
+    "A study on a benchmark. Raises `UserError`."
+    known = known_settings([*all_methods().values(), *map(find_method, methods)])
+    given = {"benchmark": benchmark, "out": str(out)} | parse_settings(settings, known)
+    return Ablation(given, benchmark_folder(given["out"], given["benchmark"])/name)
