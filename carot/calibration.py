@@ -281,9 +281,9 @@ class Metric:
         "A value as it is printed; a dash for one that is missing."
         return "–" if math.isnan(value) else f"{self.scale * value:.{self.digits}f}"
 
-    def show_difference(self, value: float) -> str:
-        "A difference of two values as it is printed, with its sign."
-        return "–" if math.isnan(value) else f"{self.scale * value:+.{self.digits}f}"
+    def show_difference(self, value: float, more: int = 0) -> str:
+        "A difference of two values as it is printed, with its sign and perhaps more decimals than a value has."
+        return "–" if math.isnan(value) else f"{self.scale * value:+.{self.digits + more}f}"
 
     def better(self, a: float, b: float) -> bool:
         "Is `a` better than `b`?"

@@ -27,10 +27,10 @@ from .runs.settings import GROUPS, KINDS, list_values, notebook_parameters, note
 
 # %% auto #0
 __all__ = ['COMMANDS', 'HELP', 'REQUIRED', 'FILES', 'Command', 'listed', 'help_text', 'function_source', 'function_options',
-           'peek', 'asked_methods', 'spell_value', 'spell_defaults', 'Options', 'own_group', 'run_options',
-           'notebook_options', 'spell_own', 'settings_option', 'command_options', 'within', 'Parser', 'flag',
-           'add_switch', 'add_option', 'add_options', 'command_parser', 'read_words', 'whole_parser',
-           'print_completion', 'read_command', 'exit_code', 'main', 'call']
+           'peek', 'asked_methods', 'spell_value', 'spell_defaults', 'Options', 'own_group', 'run_options', 'spell_own',
+           'notebook_options', 'settings_option', 'command_options', 'within', 'Parser', 'flag', 'add_switch',
+           'add_option', 'add_options', 'command_parser', 'read_words', 'whole_parser', 'print_completion',
+           'read_command', 'exit_code', 'main', 'call']
 
 # %% ../nbs/6_use/02_cli.ipynb #8d0c8321
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Command:
     options: str = ""  # where more of them come from: "run", or the notebook whose parameters they are
     word: str = ""  # the parameter that is given without its name
     pattern: str = ""  # what that looks like
+    prints: bool = False  # whether what the function returns is printed
 
 # %% ../nbs/6_use/02_cli.ipynb #23f04f51
 COMMANDS = {
@@ -49,13 +50,15 @@ COMMANDS = {
     "reproduce": Command("carot.commands:reproduce",
                          "the whole comparison: makes the runs that are missing, then the report", "run"),
     "run": Command("carot.commands:run_one", "one run", "run", "notebook", r".*\.ipynb"),
-    "sweep": Command("carot.runs.sweeps:make_sweep", "the runs of a grid of parameters, and one table of all their metrics",
+    "sweep": Command("carot.runs.sweeps:make_sweep",
+                     "the runs of a grid of parameters, and one table of all their metrics",
                      "run", "notebook", r".*\.ipynb"),
     "report": Command("carot.commands:make_report", "tables and figures of the runs that are there", "report"),
     "claims": Command("carot.commands:make_claims",
                       "which of the paper's claims hold on them: test, effect, interval, verdict", "claims"),
     "predict": Command("carot.predict:classify_files", "classes and calibrated confidences of new images"),
-    "shrink": Command("carot.benchmarks.shrink:shrink_images", "a training set of small images, which loads faster"),
+    "shrink": Command("carot.benchmarks.shrink:shrink_images", "a training set of small images, which loads faster",
+                      prints=True),
     "completion": Command("carot.cli:print_completion", "a script that completes carot's commands in a shell",
                           word="shell", pattern="bash|zsh|tcsh"),
 }
@@ -139,8 +142,9 @@ def function_options(
     for argument, default in zip(arguments, [*missing, *node.args.defaults]):
         kind = KINDS.get(ast.unparse(argument.annotation).split(" | ")[0]) if argument.annotation else None
         if not kind: continue
-        about = comments.get((default or argument).end_lineno or 0, "").replace("None:", "if not given:")
+        about = comments.get((default or argument).end_lineno or 0, "")
         value = ast.literal_eval(default) if default else REQUIRED
+        about = about.replace("None:", "if not given:") if value is None else re.sub(r"(; )?None: [^;]*", "", about)
         found[argument.arg] = Setting(argument.arg, kind, value, about, group="this command")
     return found
 
@@ -189,7 +193,8 @@ class Options:
 
     def __or__(self, other: Options) -> Options: return Options(self.known | other.known, self.shown | other.shown)
 
-    def without(self, *names: str) -> Options: return Options({k: v for k, v in self.known.items() if k not in names}, self.shown)
+    def without(self, *names: str) -> Options:
+        return Options({name: about for name, about in self.known.items() if name not in names}, self.shown)
 
 def own_group(about: Setting, method: Method) -> Setting:
     "A setting of one method under a heading of its own."
@@ -212,19 +217,20 @@ def run_options(
     def values(name):
         users = {method.name: getattr(defaults[method.name], name) for method in asked or methods if method.uses(name)}
         return users if asked or compared or usual not in users else {usual: users[usual]}
-    return Options(known, {name: spell_defaults(values(name), about.unit) for name, about in known.items() if values(name)})
+    shown = {name: spell_defaults(values(name), about.unit) for name, about in known.items() if values(name)}
+    return Options(known, shown)
 
 # %% ../nbs/6_use/02_cli.ipynb #493b34d4
+def spell_own(default: Any) -> str:
+    "The default of a parameter of a function; a switch has none."
+    return "" if default in (REQUIRED, "") or isinstance(default, bool) else spell_defaults({"": default})
+
 def notebook_options(
     notebook: str | Path,
 ) -> Options:
     "The parameters of a notebook."
     known = {name: replace(about, group="the notebook") for name, about in notebook_parameters(notebook).items()}
-    return Options(known, {name: spell_defaults({"": about.default or None}) for name, about in known.items()})
-
-def spell_own(default: Any) -> str:
-    "The default of a parameter of a function; a switch has none."
-    return "" if default is REQUIRED or isinstance(default, bool) else spell_defaults({"": default or None})
+    return Options(known, {name: spell_own(about.default) for name, about in known.items()})
 
 def settings_option() -> Options:
     "Several settings as one word, as notebooks take them."
@@ -255,7 +261,7 @@ def within(
     notebook: str | Path,
     asked: Sequence[Method],  # methods that are named
 ) -> Options:
-    "Of a run's settings those that a notebook has, with its defaults, and those that named methods have for themselves."
+    "Of a run's settings those that a notebook has, with its defaults, and those that only named methods have."
     found = notebook_options(notebook)
     own = {name for method in asked for name, about in method.known.items() if about.group == "method"}
     kept = [name for name in options.known if name in found.known or name in own]
@@ -277,10 +283,11 @@ def add_switch(
     shown: str | None,  # None: not in the help
 ) -> None:
     "Adds `--scan` and `--no-scan`, and shows the one that changes something."
-    on, off = (argparse.SUPPRESS, f"do not {about.help}") if about.default else (about.help, argparse.SUPPRESS)
-    for word, value, text in ((flag(about.name), "true", on), (flag(f"no_{about.name}"), "false", off)):
-        group.add_argument(word, dest=about.name, action="store_const", const=value, default=argparse.SUPPRESS,
-                           help=argparse.SUPPRESS if shown is None else text.replace("%", "%%"))
+    name, hidden, usual = about.name, argparse.SUPPRESS, bool(about.default)
+    on = hidden if usual or shown is None else about.help.replace("%", "%%")
+    off = f"do not {about.help}".replace("%", "%%") if usual and shown is not None else hidden
+    group.add_argument(flag(name), dest=name, nargs="?", const="true", metavar="BOOL", default=hidden, help=on)
+    group.add_argument(flag(f"no_{name}"), dest=name, action="store_const", const="false", default=hidden, help=off)
 
 # %% ../nbs/6_use/02_cli.ipynb #38ff610e
 def add_option(
@@ -317,7 +324,7 @@ def command_parser(
     "The parser of one command."
     about = COMMANDS[command]
     word = f" [{about.word.upper()}]" if about.word == "notebook" else f" {about.pattern}" if about.word else ""
-    more = "In brackets: the default of this benchmark and method." if about.options == "run" else "In brackets: the default."
+    more = f"In brackets: the default{' of this benchmark and method' * (about.options == 'run')}."
     text = ast.get_docstring(function_source(about.function)[0])
     parser = Parser(prog=f"carot {command}", usage=f"carot {command}{word} [--OPTION VALUE ...]", allow_abbrev=False,
                     description=f"{text} {more}",
@@ -418,7 +425,9 @@ def call(
 ) -> int:  # exit code
     "Does what a command is for."
     module, _, name = COMMANDS[command].function.partition(":")
-    return exit_code(getattr(import_module(module), name)(**found))
+    result = getattr(import_module(module), name)(**found)
+    if COMMANDS[command].prints: print(result)
+    return exit_code(result)
 
 # %% ../nbs/6_use/02_cli.ipynb #9c796bcf
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

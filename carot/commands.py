@@ -125,8 +125,8 @@ def plan_comparison(
 ) -> list[Any]:  # jobs
     "The runs of a comparison, every one checked."
     if devices.is_one_of_many():
-        raise UserError("carot reproduce starts processes itself; under accelerate launch or torchrun give single runs: "
-                        "carot run")
+        raise UserError("carot reproduce starts processes itself; under accelerate launch or torchrun give single "
+                        "runs: carot run")
     if "method" in given or "seed" in given: raise UserError("a comparison takes methods and seeds, not method or seed")
     if seeds < 1: raise UserError("seeds must be at least 1")
     names = (list_values(methods, str) if isinstance(methods, str) else list(methods or [])) or list(all_methods())
@@ -141,9 +141,9 @@ def report_parameters(
     "What makes the report show the planned runs and no others."
     parts = {part for job in planned for part in job.path.name.split(",")[:-1]}  # all but the seed
     common = {name: planned[0].parameters[name] for name in ("benchmark", "out")}
-    return {**common, "select": ",".join(sorted(parts)),
-            "methods": ",".join(dict.fromkeys(job.method.reference for job in planned)),
-            "seeds": ",".join(map(str, sorted({job.parameters["seed"] for job in planned})))}
+    seeds = sorted({job.parameters["seed"] for job in planned})
+    return {**common, "select": ",".join(sorted(parts)), "seeds": ",".join(map(str, seeds)),
+            "methods": ",".join(dict.fromkeys(job.method.reference for job in planned))}
 
 # %% ../nbs/6_use/00_commands.ipynb #df45a689
 def reproduce(
@@ -170,8 +170,10 @@ def reproduce(
     code = runner.run_all(notebook, planned, at_once, timeout, screen=screen)
     if screen: screen.draw(planned, [], 0)
     if code == 75 or not any(map(runner.is_complete, planned)): return code
-    more = {"metrics": metrics} if metrics else {}
-    make_report(notebook=report_notebook, show=show, **report_parameters(planned), **more)
+    report = report_notebook or notebook_path("report")
+    asked_for = report_parameters(planned) | ({"metrics": metrics} if metrics else {})
+    known = notebook_parameters(report)
+    make_report(notebook=report, show=show, **{name: value for name, value in asked_for.items() if name in known})
     return code
 
 # %% ../nbs/6_use/00_commands.ipynb #48fa72ab
@@ -180,7 +182,7 @@ def job_state(
     running: Sequence[Any],  # jobs
 ) -> str:
     "What is to be said of a run while others are made."
-    if job in running: return f"running {runner.progress(job).rpartition(' ')[2]}"
+    if job in running: return f"running {runner.steps_done(job)}".rstrip()
     if job.error: return f"failed: {job.error}"
     return records.summary(job.path) if runner.is_complete(job) else "waiting"
 
@@ -198,5 +200,7 @@ class LiveTable:
         self.due = time.monotonic() + self.seconds
         rows = [(job.method.title, job.path.name, job_state(job, running)) for job in jobs]
         table = pd.DataFrame(rows, columns=["method", "run", "state"])
-        if self.handle: self.handle.update(table)
-        else: self.handle = display(table, display_id=True)
+        with pd.option_context("display.max_colwidth", None):
+            shown = {"text/html": table.to_html(index=False), "text/plain": table.to_string(index=False)}
+        if self.handle: self.handle.update(shown, raw=True)
+        else: self.handle = display(shown, raw=True, display_id=True)

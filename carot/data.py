@@ -12,6 +12,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,8 +22,8 @@ from .core import UserError, lazy, load_object, spell, unknown
 
 # %% auto #0
 __all__ = ['Images', 'EvalSet', 'Benchmark', 'ArrayImages', 'BadImage', 'image_name', 'read_image', 'sample_seeds',
-           'CaptionedImages', 'EpochBatches', 'BenchmarkSpec', 'built_in_benchmarks', 'benchmark_spec',
-           'load_benchmark']
+           'CaptionedImages', 'EpochBatches', 'BenchmarkSpec', 'benchmark_modules', 'built_in_benchmarks',
+           'benchmark_spec', 'load_benchmark']
 
 # %% ../nbs/1_method/02_data.ipynb #5a94bb0f
 if TYPE_CHECKING: import torch
@@ -215,6 +216,7 @@ class BenchmarkSpec:
     zero_shot: Callable[[str, str | None], dict[str, float]] | None = None  # published accuracy of model and weights
     needs_root: bool = False  # whether its images must be given as a folder
     control: str = ""  # the benchmark without its shortcut, which claims look at, too
+    shortcut: str = ""  # what that one does not have: "class-typical backgrounds"
     equal_rates: tuple[str, ...] = ()  # learning rates at which claims compare methods, beside the tuned ones
     path: str = ""  # of a folder of one's own
 
@@ -229,13 +231,17 @@ class BenchmarkSpec:
 
 # %% ../nbs/1_method/02_data.ipynb #ed2e3c8e
 @cache
-def built_in_benchmarks() -> dict[str, BenchmarkSpec]:
-    "The benchmarks that come with carot, by name."
+def benchmark_modules() -> list[ModuleType]:
+    "The modules of `carot.benchmarks` that know a benchmark."
     folder = Path(find_spec("carot.benchmarks").submodule_search_locations[0])
     files = [file for file in sorted(folder.glob("*.py")) if "BenchmarkSpec(" in file.read_text(encoding="utf-8")]
-    modules = [import_module(f"carot.benchmarks.{file.stem}") for file in files]
-    specs = [found for module in modules for found in vars(module).values() if isinstance(found, BenchmarkSpec)]
-    return {spec.name: spec for spec in specs}
+    return [import_module(f"carot.benchmarks.{file.stem}") for file in files]
+
+# %% ../nbs/1_method/02_data.ipynb #9b55272f
+def built_in_benchmarks() -> dict[str, BenchmarkSpec]:
+    "The benchmarks that come with carot, by name."
+    values = [value for module in benchmark_modules() for value in vars(module).values()]
+    return {spec.name: spec for spec in values if isinstance(spec, BenchmarkSpec)}
 
 # %% ../nbs/1_method/02_data.ipynb #3fc0e935
 def benchmark_spec(
@@ -245,7 +251,8 @@ def benchmark_spec(
     built_in = built_in_benchmarks()
     if name_or_path in built_in: return built_in[name_or_path]
     if os.path.isdir(name_or_path):  # unlike Path.is_dir, False for names no file can have
-        return import_module("carot.benchmarks.folders").folder_spec(name_or_path)
+        folders = next(module for module in benchmark_modules() if hasattr(module, "folder_spec"))
+        return folders.folder_spec(name_or_path)
     if any(mark in name_or_path for mark in (os.sep, "/")) or name_or_path.startswith((".", "~")):
         raise UserError(f"there is no folder {name_or_path!r} (parameter benchmark)")
     if ":" in name_or_path: return load_object(name_or_path, BenchmarkSpec)

@@ -5,59 +5,44 @@
 # %% ../nbs/6_use/01_predict.ipynb #0258ceb5
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from .calibration import fit_temperature, softmax
 from .clip import load_clip
-from .data import BadImage, Benchmark, load_benchmark, read_image
 from .core import UserError, write_atomic
-from .evaluate import Classifier, classifier, read_predictions
-from .train import FineTuned, load_finetuned
-from .engine.log import Progress
+from .data import BadImage, Benchmark, read_image
 from .engine.devices import make_accelerator
+from .engine.log import Progress
+from .evaluate import Classifier, classifier, load_classes, read_json, read_predictions
+from .runs.records import recorded_method
+from .train import FineTuned, load_finetuned
 
 # %% auto #0
-__all__ = ['save_classes', 'read_json', 'load_classes', 'open_checkpoint', 'choose_temperature', 'list_files', 'Files',
-           'file_logits', 'predict', 'rows']
+__all__ = ['open_model', 'open_checkpoint', 'choose_temperature', 'files_below', 'list_files', 'Files', 'file_logits',
+           'table_of_classes', 'classify_files']
 
 # %% ../nbs/6_use/01_predict.ipynb #a6353ea8
-def save_classes(
-    run: str | Path,  # a run's directory
-    benchmark: Benchmark,
-) -> Path:
-    "Keep class names and templates with a run."
-    content = {"benchmark": benchmark.name, "classnames": benchmark.classnames, "templates": benchmark.templates}
-    return write_atomic(Path(run)/"classes.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+def open_model(
+    run: Path,  # a run's directory
+    part: str,  # "student" or "teacher"
+) -> tuple[FineTuned, Callable, Callable]:  # model with its head, transform, tokenizer
+    "The weights that a run left behind, or the model that an untrained one names."
+    config = read_json(run/"config.json")
+    if (run/part).is_dir(): source = [str(run/part)]
+    elif config and not recorded_method(run.parent.name, config).trains:
+        source = [config["parameters"]["model"], config["parameters"]["pretrained"]]
+    else: raise UserError(f"{run} has no student: its training has not ended; finish the run first")
+    clip, _, transform, tokenizer = load_clip(*source)
+    headed = part == "student" and (run/part/"head.safetensors").exists()
+    return load_finetuned(run) if headed else FineTuned(clip), transform, tokenizer
 
-def read_json(
-    file: Path,
-) -> dict[str, Any]:  # empty if there is no such file
-    "A JSON file of a run."
-    try: return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError: return {}
-    except ValueError as error: raise UserError(f"{file} is not valid JSON: {error}") from None
-
-def load_classes(
-    run: str | Path,  # a run's directory
-) -> Benchmark:  # without images
-    "Class names and templates of a run. Raises `UserError` if nothing tells them."
-    run = Path(run)
-    classes = read_json(run/"classes.json")
-    if classes: return Benchmark(classes["benchmark"], classes["classnames"], classes["templates"], [], [], {})
-    parameters = read_json(run/"config.json").get("parameters")
-    if not parameters: raise UserError(f"{run} has neither classes.json nor config.json: not the directory of a run")
-    return load_benchmark(parameters["benchmark"], parameters["root"])
-
-# %% ../nbs/6_use/01_predict.ipynb #ba989c88
 def open_checkpoint(
     checkpoint: str | Path,  # a run's directory, or student/ or teacher/ in it
     device: str = "auto",
@@ -67,17 +52,14 @@ def open_checkpoint(
     if not folder.is_dir(): raise UserError(f"there is no folder {str(checkpoint)!r} (checkpoint)")
     inside = folder.name in ("student", "teacher") and (folder/"open_clip_config.json").exists()
     run, part = (folder.parent, folder.name) if inside else (folder, "student")
-    benchmark, parameters = load_classes(run), read_json(run/"config.json").get("parameters", {})
-    if (run/part).is_dir(): source = [str(run/part)]
-    elif parameters.get("method") == "zs": source = [parameters["model"], parameters["pretrained"]]
-    else: raise UserError(f"{run} has no student: its training has not ended; finish the run first")
-    clip, _, transform, tokenizer = load_clip(*source)
-    trained = load_finetuned(run) if part == "student" and (run/part/"head.safetensors").exists() else FineTuned(clip)
+    benchmark = load_classes(run)
+    trained, transform, tokenizer = open_model(run, part)
     device = make_accelerator(device, "fp32").device
     trained.student.to(device)
     if trained.head is not None: trained.head.to(device)
     val = run/"predictions"/"val.safetensors"
-    return classifier(trained, tokenizer, benchmark), transform, benchmark, val if part == "student" and val.exists() else None
+    known = part == "student" and val.exists()
+    return classifier(trained, tokenizer, benchmark), transform, benchmark, val if known else None
 
 # %% ../nbs/6_use/01_predict.ipynb #2f680243
 def choose_temperature(
@@ -88,24 +70,31 @@ def choose_temperature(
     if temperature == "auto":
         if val is None: return 1.0, "not fitted: there are no validation predictions of this model"
         predictions = read_predictions(val)
-        return fit_temperature(predictions.logits, predictions.labels), f"fitted on the {len(predictions.labels):,} validation images of the run"
+        about = f"fitted on the {len(predictions.labels):,} validation images of the run"
+        return fit_temperature(predictions.logits, predictions.labels), about
     try: value = float(temperature)
     except ValueError: value = 0.0
-    if not 0 < value < float("inf"): raise UserError(f"temperature must be auto or a positive number, not {temperature!r}")
+    if not 0 < value < float("inf"):
+        raise UserError(f"temperature must be auto or a positive number, not {temperature!r}")
     return value, "as given"
 
 # %% ../nbs/6_use/01_predict.ipynb #83d901c6
+def files_below(
+    folder: Path,
+) -> list[str]:  # sorted
+    "All files in a folder and below it, hidden ones aside."
+    files = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [os.path.join(place, name) for name in names if not name.startswith(".")]
+    return sorted(files)
+
 def list_files(
     images: str | Path,  # folder, list (.txt) or one image
 ) -> list[str]:
     "The files that are meant, in a folder sorted by path. Raises `UserError` if there are none."
     images = Path(images)
-    if images.is_dir():
-        files = []
-        for place, folders, names in os.walk(images):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            files += [os.path.join(place, name) for name in names if not name.startswith(".")]
-        files.sort()
+    if images.is_dir(): files = files_below(images)
     elif not images.is_file(): raise UserError(f"there is no folder or file {str(images)!r} (images)")
     elif images.suffix.lower() == ".txt":
         try: lines = images.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
@@ -115,13 +104,18 @@ def list_files(
     if not files: raise UserError(f"there is no file in {images}")
     return files
 
-class Files(Dataset):
+# %% ../nbs/6_use/01_predict.ipynb #44577086
+class Files:
     "index -> (index, tensor, error): a file that cannot be read has no tensor."
-    def __init__(self, files: Sequence[str], transform: Callable): self.files, self.transform = files, transform
+    def __init__(
+        self,
+        files: Sequence[str],
+        transform: Callable,  # image -> tensor
+    ): self.files, self.transform = files, transform
 
-    def __len__(self): return len(self.files)
+    def __len__(self) -> int: return len(self.files)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor | None, str]:
         try: return index, self.transform(read_image(self.files[index])), ""
         except BadImage as error: return index, None, str(error)
 
@@ -141,34 +135,43 @@ def file_logits(
         good = [(index, image) for index, image, error in batch if not error]
         if not good: continue
         read += [index for index, _ in good]
-        logits.append(model(torch.stack([image for _, image in good]).to(model.weight.device)).float().cpu().numpy())
+        images = torch.stack([image for _, image in good]).to(model.weight.device)
+        logits.append(model(images).float().cpu().numpy())
     return np.concatenate(logits) if logits else np.zeros((0, len(model.weight))), read, errors
 
-def predict(
+def table_of_classes(
+    files: list[str],
+    read: list[int],  # those that could be read
+    probs: np.ndarray,  # (n, C), theirs
+    errors: dict[int, str],  # of the others
+    classnames: list[str],
+) -> pd.DataFrame:  # columns file, class, confidence, second, second_confidence, error
+    "A row per file."
+    order = np.argsort(-probs, axis=1, kind="stable")[:, :2]
+    best = {index: [value for c in top for value in (classnames[c], p[c])] for index, top, p in zip(read, order, probs)}
+    rows = [[file, *best.get(index, [None] * 4), errors.get(index)] for index, file in enumerate(files)]
+    return pd.DataFrame(rows, columns=["file", "class", "confidence", "second", "second_confidence", "error"])
+
+def classify_files(
     checkpoint: str | Path,  # a run's directory, or student/ or teacher/ in it
     images: str | Path,  # a folder, a text file with a path per line, or one image
-    out: str | Path | None = "predictions.tsv",  # None: no file
-    temperature: str | float = "auto",  # divides the logits; auto: fitted on the run's validation predictions
+    out: str | Path | None = "predictions.tsv",  # table that is written; None: no file
+    temperature: str | float = "auto",  # divides the logits: a number, or auto: fitted on the run's validation images
     batch_size: int = 256,  # images at once
     workers: int = 0,  # loader processes
-    device: str = "auto",
+    device: str = "auto",  # auto, cpu, cuda, cuda:1, mps
 ) -> pd.DataFrame:  # columns file, class, confidence, second, second_confidence, error
-    "Classify image files, write the table and say in a few lines what was done. Raises `UserError`."
+    "Classify image files by a run's model: class and calibrated confidence of each, as a table."
     files = list_files(images)
     model, transform, benchmark, val = open_checkpoint(checkpoint, device)
     T, source = choose_temperature(temperature, val)
     logits, read, errors = file_logits(model, Files(files, transform), batch_size, workers)
-    if not read: raise UserError(f"none of the {len(files)} files in {images} is an image that can be read; the first: {errors[0]}")
-    table = rows(files, read, softmax(logits / T), errors, benchmark.classnames)
+    if not read:
+        raise UserError(f"none of the {len(files)} files in {images} is an image that can be read; "
+                        f"the first: {errors[0]}")
+    table = table_of_classes(files, read, softmax(logits / T), errors, benchmark.classnames)
     if out: write_atomic(out, table.to_csv(sep="\t", index=False, float_format="%.6f").encode(errors="surrogateescape"))
     print(f"{len(read)} images, temperature {T:.3f} ({source})" + (f", written to {out}" if out else ""))
     for index in list(errors)[:10]: print(f"  skipped: {errors[index]}")
     if len(errors) > 10: print(f"  … {len(errors)} files skipped in all; the table has the reasons")
     return table
-
-def rows(files: list[str], read: list[int], probs: np.ndarray, errors: dict[int, str], classnames: list[str]) -> pd.DataFrame:
-    "The table of `predict`."
-    order = np.argsort(-probs, axis=1, kind="stable")[:, :2]
-    best = {index: [value for c in top for value in (classnames[c], p[c])] for index, top, p in zip(read, order, probs)}
-    return pd.DataFrame([[file, *best.get(index, [None] * 4), errors.get(index)] for index, file in enumerate(files)],
-                        columns=["file", "class", "confidence", "second", "second_confidence", "error"])

@@ -103,15 +103,17 @@ def measure(variants, rounds):
 def largest_difference(paths):
     "Between the pixels of any two decoders."
     def pixels(image): return np.asarray(image.permute(1, 2, 0) if isinstance(image, torch.Tensor) else image, int)
-    return max(np.abs(pixels(read(path)) - pixels(read_image(path))).max() for path in paths for read in readers().values())
+    pairs = [(pixels(read(path)), pixels(read_image(path))) for path in paths for read in readers().values()]
+    return max(np.abs(one - other).max() for one, other in pairs)
 
 
 def facts(asked, quality, difference):
     "The line above the table: on what this was measured."
-    packages = [f"{name} {version(name)}" for name in ("torch", "torchvision", "simplejpeg", *(["torchcodec"] if torchcodec else []))]
-    pillow = f"Pillow {Image.__version__} (libjpeg-turbo {features.version('libjpeg_turbo')})"
-    return (f"# {hardware()}; {', '.join([*packages, pillow])}; {asked.images} JPEGs {SIZE[0]} x {SIZE[1]}, quality {quality}; "
-            f"CPU time of the fastest of {asked.rounds} rounds, one thread; the decoders' pixels differ by at most {difference}")
+    names = ["torch", "torchvision", "simplejpeg", *(["torchcodec"] if torchcodec else []), "Pillow"]
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
+    return (f"# {hardware()}; {packages} (libjpeg-turbo {features.version('libjpeg_turbo')}); {asked.images} JPEGs "
+            f"{SIZE[0]} x {SIZE[1]}, quality {quality}; CPU time of the fastest of {asked.rounds} rounds, one thread; "
+            f"the decoders' pixels differ by at most {difference}")
 
 
 def main():
@@ -126,8 +128,9 @@ def main():
         size = {name: statistics.mean(path.stat().st_size for path in paths) / 1000 for name, paths in files.items()}
         line = facts(asked, quality, largest_difference(files["original"]))
         seconds = measure(variants(files), asked.rounds)
-    lines = [[which, round(size.get(which, size["original"]), 1), decoder, what, round(1000 * min(s), 3),
-              round(1000 * statistics.median(s), 3), round(1 / min(s), 1)] for (which, decoder, what), s in seconds.items()]
+    lines = [[which, round(size.get(which, size["original"]), 1), decoder, what,
+              round(1000 * min(s), 3), round(1000 * statistics.median(s), 3), round(1 / min(s), 1)]
+             for (which, decoder, what), s in seconds.items()]
     with open(asked.out, "w", newline="") as file:
         print(line, file=file)
         csv.writer(file, delimiter="\t", lineterminator="\n").writerows([COLUMNS, *lines])

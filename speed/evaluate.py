@@ -1,9 +1,10 @@
-"""Images a second in evaluation: `carot.evaluate.predict` on decoded tensors in memory, and end to end from JPEGs.
+"""Images a second in evaluation: `carot.evaluate.predict_set` on decoded tensors in memory, and end to end from JPEGs.
 
-    python benchmarks/evaluate.py [--model glyphs] [--images 2000] [--batch-size 250] [--device cpu] [--workers 0]
-    python benchmarks/evaluate.py --model ViT-B-16 --images 8192 --batch-size 512 --device cuda --precision bf16 --workers 16    # needs a GPU
+    python speed/evaluate.py [--model glyphs] [--images 2000] [--batch-size 250] [--device cpu] [--workers 0]
+    python speed/evaluate.py --model ViT-B-16 --images 8192 --batch-size 512 --device cuda --precision bf16 --workers 16
 
-Weights of named models are random; the head has 1,000 classes. The JPEGs are those of benchmarks/decode.py: 500 x 375 pixels, 110 KB.
+The second needs a GPU. Weights of named models are random; the head has 1,000 classes. The JPEGs are those of
+speed/decode.py: 500 x 375 pixels, 110 KB.
 Wall-clock time; the fastest of the rounds counts, the two kinds take turns. Rows are appended to --out.
 """
 import argparse
@@ -19,8 +20,8 @@ from torch.utils.data import Dataset, TensorDataset
 
 from carot.clip import load_clip, text_projection
 from carot.data import read_image
-from carot.evaluate import Classifier, predict
-from carot.runs.records import hardware
+from carot.engine.devices import hardware
+from carot.evaluate import Classifier, predict_set
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="glyphs", help="glyphs or a name that open_clip knows")
@@ -47,20 +48,24 @@ clip, _, transform, _ = load_clip(asked.model, None if asked.model == "glyphs" e
 clip.to(asked.device).eval()
 model = Classifier(clip, torch.randn(1000, text_projection(clip).shape[1], device=asked.device), None, True)
 side = clip.visual.image_size[0] if isinstance(clip.visual.image_size, tuple) else clip.visual.image_size
-decoded = TensorDataset(torch.randn(64, 3, side, side).repeat(-(-asked.images // 64), 1, 1, 1)[:asked.images], torch.zeros(asked.images, dtype=torch.long))
+images = torch.randn(64, 3, side, side).repeat(-(-asked.images // 64), 1, 1, 1)[:asked.images]
+decoded = TensorDataset(images, torch.zeros(asked.images, dtype=torch.long))
+how = dict(batch_size=asked.batch_size, workers=asked.workers, precision=asked.precision)
 with tempfile.TemporaryDirectory() as folder:
-    sets = {"decoded tensors": decoded, "end to end from JPEGs": Jpegs(make_files(Path(folder), 24)[0], asked.jpegs, transform)}
+    jpegs = Jpegs(make_files(Path(folder), 24)[0], asked.jpegs, transform)
+    sets = {"decoded tensors": decoded, "end to end from JPEGs": jpegs}
     best = dict.fromkeys(sets, 0.0)
     for _ in range(asked.rounds + 1):  # the first warms up
         for name, dataset in sets.items():
             began = time.perf_counter()
-            predict(model, dataset, batch_size=asked.batch_size, workers=asked.workers, precision=asked.precision)
+            predict_set(model, dataset, **how)
             best[name] = max(best[name], len(dataset) / (time.perf_counter() - began))
 new = not asked.out.exists()
 with asked.out.open("a", newline="") as file:
     table = csv.writer(file, delimiter="\t", lineterminator="\n")
     if new: table.writerow(["model", "images", "images_per_s", "batch_size", "precision", "device", "hardware"])
+    machine = (f"{hardware()}; torch {torch.__version__}, torchvision {torchvision.__version__}; "
+               f"{asked.workers} loader processes, {torch.get_num_threads()} threads")
     for name, rate in best.items():
-        table.writerow([asked.model, name, f"{rate:.0f}", asked.batch_size, asked.precision, asked.device,
-                        f"{hardware()}; torch {torch.__version__}, torchvision {torchvision.__version__}; {asked.workers} loader processes, {torch.get_num_threads()} threads"])
+        table.writerow([asked.model, name, f"{rate:.0f}", asked.batch_size, asked.precision, asked.device, machine])
         print(f"{name}: {rate:,.0f} images/s")

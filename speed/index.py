@@ -1,10 +1,10 @@
 """What the training index of ImageNet costs: carot's, beside the public recipe's CSV of captions.
 
-    python benchmarks/index.py [FOLDER]
+    python speed/index.py [FOLDER]
 
 Makes 1,281,167 empty files in 1,000 class folders below FOLDER (default: a temporary one, removed at the end; five
 minutes and 1.3 million inodes), and a CSV of image x template rows for 1 % of them. Each index is built in a process
-of its own; memory is resident memory beyond what the imported libraries take. Writes benchmarks/index.tsv.
+of its own; memory is resident memory beyond what the imported libraries take. Writes speed/index.tsv.
 """
 import json
 import subprocess
@@ -14,19 +14,33 @@ from pathlib import Path
 
 import pandas as pd
 
-from carot.benchmarks.imagenet import IMAGES, names_and_templates, wnids
+from carot.benchmarks.imagenet import IMAGENET, names_and_templates, wnids
 
-COUNT, SAMPLE = IMAGES["train"], 0.01
+COUNT, SAMPLE = IMAGENET.counts["train"], 0.01
 
 MEASURE = """
 import json, sys, time
-def memory(name): return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1]) * 1024 / 1e6
+def memory(name):
+    line = next(line for line in open("/proc/self/status") if line.startswith(name))
+    return int(line.split()[1]) * 1024 / 1e6
 {imports}
 before, began = memory("VmRSS"), time.perf_counter()
 {build}
 seconds = time.perf_counter() - began
 print(json.dumps(dict(seconds=seconds, resident=memory("VmRSS") - before, peak=memory("VmHWM") - before, rows=rows)))
 """
+
+OURS = ("""from carot.data import EpochBatches
+from carot.benchmarks.files import scan_classes
+from carot.benchmarks.imagenet import wnids""",
+        """images = scan_classes({train!r}, wnids())
+rows = len(images)
+batch = next(iter(EpochBatches(rows, 512, seed=1, epoch=0)))""")
+CSV = ("import pandas as pd",
+       """frame = pd.read_csv({table!r}, sep="\\t")
+images, captions = frame["filepath"].tolist(), frame["title"].tolist()
+rows = len(images)""")
+FIGURES = ("seconds", "resident", "peak")
 
 
 def measure(imports, build):
@@ -61,16 +75,16 @@ def main(folder):
     train, table = folder/"train", folder/"captions.csv"
     if not train.exists(): make_files(train)
     make_csv(table)
-    ours = ("from carot.data import EpochBatches\nfrom carot.files import scan_classes\nfrom carot.imagenet import wnids",
-            f"images = scan_classes({str(train)!r}, wnids()); rows = len(images); batch = next(iter(EpochBatches(rows, 512, seed=1, epoch=0)))")
-    times = [measure(*ours) for _ in range(3)]
+    times = [measure(OURS[0], OURS[1].format(train=str(train))) for _ in range(3)]
     ours = min(times, key=lambda m: m["seconds"])
-    csv = measure("import pandas as pd", f"frame = pd.read_csv({str(table)!r}, sep='\\t'); images, captions = frame['filepath'].tolist(), frame['title'].tolist(); rows = len(images)")
+    csv = measure(CSV[0], CSV[1].format(table=str(table)))
     assert ours["rows"] == COUNT
-    scale = COUNT * 80 / csv["rows"]
-    lines = [("carot: files listed, epoch shuffled, captions sampled", COUNT, *(round(ours[k], 1) for k in ("seconds", "resident", "peak")), 0),
-             ("CSV of captions, 1 % sample", csv["rows"], *(round(csv[k], 1) for k in ("seconds", "resident", "peak")), round(table.stat().st_size / 1e6)),
-             ("CSV of captions, extrapolated", COUNT * 80, *(round(scale * csv[k]) for k in ("seconds", "resident", "peak")), round(scale * table.stat().st_size / 1e6))]
+    scale, size = COUNT * 80 / csv["rows"], table.stat().st_size / 1e6
+    lines = [("carot: files listed, epoch shuffled, captions sampled", COUNT,
+              *(round(ours[name], 1) for name in FIGURES), 0),
+             ("CSV of captions, 1 % sample", csv["rows"], *(round(csv[name], 1) for name in FIGURES), round(size)),
+             ("CSV of captions, extrapolated", COUNT * 80, *(round(scale * csv[name]) for name in FIGURES),
+              round(scale * size))]
     result = pd.DataFrame(lines, columns=["index", "rows", "seconds", "resident MB", "peak MB", "file MB"])
     result.to_csv(Path(__file__).with_suffix(".tsv"), sep="\t", index=False)
     print(result.to_string(index=False), [round(m["seconds"], 1) for m in times], sep="\n")

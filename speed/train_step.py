@@ -1,55 +1,65 @@
 """A CaRot training step as the public code writes it and as carot does, and what each difference is worth.
 
-    python benchmarks/train_step.py [--model glyphs] [--batch-size 64] [--device cpu] [--rounds 15]
-    python benchmarks/train_step.py --model ViT-B-16 --batch-size 512 --device cuda --rounds 15 --compile    # needs a GPU; weights are random
-    python benchmarks/train_step.py --check-loss        # 200 steps of both from the same weights on the same batches
+    python speed/train_step.py [--model glyphs] [--batch-size 64] [--device cpu] [--rounds 15]
+    python speed/train_step.py --model ViT-B-16 --batch-size 512 --device cuda --compile    # a GPU; random weights
+    python speed/train_step.py --check-loss        # 200 steps of both from the same weights on the same batches
 
-The reference: fp16 autocast with a gradient scaler on a GPU (float32 on a CPU), captions at the full context length, an eager teacher,
-the logarithm of a softmax, AdamW parameter by parameter, the teacher's average parameter by parameter. Every lever is measured alone,
-on top of the reference. "ours" is `carot.train.train_step`. All variants take turns on the same batches in one process, medians count;
-on a CPU one thread and CPU seconds. The teacher moves every 10 steps in all of them. `wait` is the time that a step waits for the loader.
-Utilisation: multiplications and additions that the model needs (forward, twice that for backward, the teacher's forward; text at the length
-that was read) against the bf16 rate of a large matrix product on the same device.
+The reference: fp16 autocast with a gradient scaler on a GPU (float32 on a CPU), captions at the full context length,
+an eager teacher, the logarithm of a softmax, AdamW parameter by parameter, the teacher's average parameter by
+parameter. Every lever is measured alone, on top of the reference. "ours" is `carot.train.train_step`. All variants
+take turns on the same batches in one process, medians count; on a CPU one thread and CPU seconds. The teacher moves
+every 10 steps in all of them. `wait` is the time that a step waits for the loader.
+Utilisation: multiplications and additions that the model needs (forward, twice that for backward, the teacher's
+forward; text at the length that was read) against the bf16 rate of a large matrix product on the same device.
 """
 import argparse
 import copy
 import csv
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 import torchvision
+from memory import peak_memory
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from carot.clip import image_features, load_clip, text_features, text_projection, trimmed_length, visual_projection
 from carot.data import CaptionedImages, EpochBatches, load_benchmark
-from carot.engine.large_batches import peak_memory
+from carot.engine.devices import hardware, make_accelerator
 from carot.losses import carot_loss, contrastive_logits, update_teacher
-from carot.runs.records import hardware
-from carot.train import ContrastiveObjective, Teacher, train_step
-from carot.engine.devices import make_accelerator
+from carot.methods.carot import CaRot, CaRotSettings
+from carot.train import train_step
 
 LEVERS = {  # on top of the reference, one at a time
     "bf16": {"precision": "bf16"}, "trimmed text": {"trim": True}, "fused AdamW": {"adamw": {"fused": True}},
-    "foreach AdamW": {"adamw": {"foreach": True}}, "teacher in inference mode": {"inference": True}, "foreach teacher update": {"foreach_teacher": True},
-    "log_softmax": {"log_softmax": True}, "teacher text cache": {"cache": True}, "channels_last": {"channels_last": True}}
+    "foreach AdamW": {"adamw": {"foreach": True}}, "teacher in inference mode": {"inference": True},
+    "foreach teacher update": {"foreach_teacher": True}, "log_softmax": {"log_softmax": True},
+    "teacher text cache": {"cache": True}, "channels_last": {"channels_last": True}}
 SETTINGS = {"lr": 1e-5, "weight_decay": 0.1}
 GFLOP = {"ViT-B-16": (35.1, 6.0)}  # forward: image, text at 77 tokens
 TEACHER_EVERY = 10
+COLUMNS = ["model", "batch_size", "step", "pairs_per_s", "speed_up", "peak_MB", "utilisation", "wait_ms_per_pair",
+           "precision", "device", "hardware"]
 
 
 class Variant:
     "A training step: the reference with some levers."
-    def __init__(self, clip, device, precision, trim=False, adamw=None, inference=False, foreach_teacher=False, log_softmax=False, cache=False,
-                 channels_last=False, compiled=False):
-        self.clip, self.teacher = copy.deepcopy(clip).to(device).train(), copy.deepcopy(clip).to(device).requires_grad_(False).eval()
-        if channels_last: self.clip, self.teacher = (model.to(memory_format=torch.channels_last) for model in (self.clip, self.teacher))
+    def __init__(self, clip, device, precision, trim=False, adamw=None, inference=False, foreach_teacher=False,
+                 log_softmax=False, cache=False, channels_last=False, compiled=False):
+        self.clip = copy.deepcopy(clip).to(device).train()
+        self.teacher = copy.deepcopy(clip).to(device).requires_grad_(False).eval()
+        if channels_last:
+            for model in (self.clip, self.teacher): model.to(memory_format=torch.channels_last)
         self.dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
         self.optimizer = torch.optim.AdamW(self.clip.parameters(), **SETTINGS, **(adamw or {"foreach": False}))
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.inference, self.foreach_teacher, self.log_softmax, self.cache = inference, foreach_teacher, log_softmax, {} if cache else None
+        self.inference, self.foreach_teacher, self.log_softmax = inference, foreach_teacher, log_softmax
+        self.cache = {} if cache else None
         self.channels_last, self.step, self.device = channels_last, 0, device
         self.text = text_features if trim else lambda clip, tokens: clip.encode_text(tokens, normalize=True)
         def features(clip, images, tokens): return image_features(clip, images), self.text(clip, tokens)
@@ -73,8 +83,10 @@ class Variant:
         if self.log_softmax: return carot_loss(f_v, f_t, s, W_v, W_t, table)[0]
         S, target = s * f_v @ f_t.T, torch.arange(len(images), device=images.device)
         loss = (F.cross_entropy(S, target) + F.cross_entropy(S.T, target)) / 2
-        loss = loss + 0.2 * torch.norm(W_v.T @ W_v - torch.eye(W_v.shape[1], device=W_v.device)) + 0.05 * torch.norm(W_v @ W_t.T)
-        for t, s in ((table, S), (table.T, S.T)): loss = loss - 1.5 * (t.softmax(1) * torch.log(s.softmax(1))).sum(1).mean()
+        loss = loss + 0.2 * torch.norm(W_v.T @ W_v - torch.eye(W_v.shape[1], device=W_v.device))
+        loss = loss + 0.05 * torch.norm(W_v @ W_t.T)
+        for t, s in ((table, S), (table.T, S.T)):
+            loss = loss - 1.5 * (t.softmax(1) * torch.log(s.softmax(1))).sum(1).mean()
         return loss
 
     def __call__(self, images, tokens):
@@ -102,36 +114,42 @@ class Ours:
     "carot's own step."
     def __init__(self, clip, accelerator):
         clip, self.accelerator, self.step = copy.deepcopy(clip).to(accelerator.device).train(), accelerator, 0
-        self.teacher = Teacher(copy.deepcopy(clip).requires_grad_(False).eval(), 10**9, TEACHER_EVERY, 0.9, 0.9)
-        self.objective = ContrastiveObjective(clip, label_smoothing=0.0, orthogonality_coef=0.2, cross_norm_coef=0.05, distillation_coef=1.5)
-        self.optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(self.objective.trained(), **SETTINGS, fused=True))
-        self.model = accelerator.prepare_model(self.objective)
+        timetable = dict(teacher_update_every=TEACHER_EVERY, teacher_momentum_start=0.9, teacher_momentum_end=0.9)
+        self.objective = CaRot(clip, CaRotSettings(**timetable), 10**9)
+        self.optimizer = accelerator.prepare_optimizer(
+            torch.optim.AdamW(self.objective.trained(), **SETTINGS, fused=True))
 
     def __call__(self, images, tokens):
-        values = train_step(self.model, self.optimizer, self.accelerator, (images, tokens, None), self.teacher, lambda values: None)
-        self.step += 1
-        self.teacher.follow(self.objective.clip, self.step)
+        labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+        self.step += 1  # from 1: the reference has a teacher in its first step, too
+        values = train_step(self.objective, self.optimizer, self.accelerator, (images, tokens, labels), self.step)
+        self.objective.after_step(self.step)
         return values["loss"]
 
 
-def make_batches(asked, clip, transform, tokenizer, device):
-    "An endless loader of (images, tokens) on the device."
-    if asked.model == "glyphs": benchmark = load_benchmark("glyphs", transform=transform, train_transform=transform)
-    else:
-        from dataclasses import replace
+class Pictures:
+    "An endless number of one picture of ImageNet's size."
+    def __init__(self, transform):
+        self.transform, self.picture = transform, Image.effect_noise((500, 375), 60).convert("RGB")
 
-        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
-        from PIL import Image
-        picture = Image.effect_noise((500, 375), 60).convert("RGB")
-        class Pictures:
-            def __len__(self): return 100_000
-            def __getitem__(self, index): return transform(picture), index % 1000
-        benchmark = replace(load_benchmark("glyphs"), classnames=IMAGENET_CLASSNAMES, templates=[t("{}") for t in OPENAI_IMAGENET_TEMPLATES], train=Pictures())
+    def __len__(self): return 100_000
+
+    def __getitem__(self, index): return self.transform(self.picture), index % 1000
+
+
+def make_batches(asked, transform, tokenizer, device):
+    "An endless loader of (images, tokens) on the device."
+    benchmark = load_benchmark("glyphs", transform=transform, train_transform=transform)
+    if asked.model != "glyphs":
+        templates = [t("{}") for t in OPENAI_IMAGENET_TEMPLATES]
+        benchmark = replace(benchmark, classnames=IMAGENET_CLASSNAMES, templates=templates, train=Pictures(transform))
     captioned, epoch = CaptionedImages(benchmark, seed=1), 0
     while True:
-        sampler = list(EpochBatches(len(captioned), asked.batch_size, 1, epoch))
-        loader = DataLoader(captioned, batch_sampler=[b for b in sampler if len(b) == asked.batch_size], num_workers=asked.workers, pin_memory=device.type == "cuda")
-        for images, captions, _, _ in loader: yield images.to(device, non_blocking=True), tokenizer(captions).to(device)
+        sampler = [b for b in EpochBatches(len(captioned), asked.batch_size, 1, epoch) if len(b) == asked.batch_size]
+        loader = DataLoader(captioned, batch_sampler=sampler, num_workers=asked.workers,
+                            pin_memory=device.type == "cuda")
+        for images, captions, _, _ in loader:
+            yield images.to(device, non_blocking=True), tokenizer(captions).to(device)
         epoch += 1
 
 
@@ -147,75 +165,94 @@ def peak_rate(device):
     return 20 * 2 * 8192**3 / (time.perf_counter() - began)
 
 
-def measure(asked):
-    accelerator = make_accelerator(asked.device, "auto")
-    device = accelerator.device
-    clip, transform, _, tokenizer = load_clip(asked.model, None if asked.model == "glyphs" else "random")
-    base = {"precision": "fp16" if device.type == "cuda" else "fp32"}
-    flags = {name: base | lever for name, lever in LEVERS.items()} | ({"torch.compile": base | {"trim": True, "compiled": True}} if asked.compile else {})
-    make = {"reference": lambda: Variant(clip, device, **base), "ours": lambda: Ours(clip, accelerator),
-            **{name: lambda flags=flags: Variant(clip, device, **flags) for name, flags in flags.items()}}
-    batches, clock = make_batches(asked, clip, transform, tokenizer, device), time.perf_counter if device.type == "cuda" else time.process_time
-    variants = {name: build() for name, build in make.items()}
+def make_variants(asked, clip, accelerator, base):
+    "Name -> step; and the flags of those that have some."
+    flags = {name: base | lever for name, lever in LEVERS.items()}
+    if asked.compile: flags["torch.compile"] = base | {"trim": True, "compiled": True}
+    variants = {"reference": Variant(clip, accelerator.device, **base), "ours": Ours(clip, accelerator)}
+    return variants | {name: Variant(clip, accelerator.device, **lever) for name, lever in flags.items()}, flags
+
+
+def take_turns(variants, batches, rounds, device):
+    "Seconds a round and bytes by name, seconds of waiting and text lengths a round."
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     seconds, waits, memory, lengths = {name: [] for name in variants}, [], {}, []
-    for round in range(asked.rounds + 2):
+    for turn in range(rounds + 2):
         began = clock()
         images, tokens = next(batches)
         waits.append(clock() - began)
         lengths.append(trimmed_length(tokens))
         for name, step in variants.items():
-            if round == 1:
-                memory[name] = peak_memory(lambda: step(images, tokens), device)
+            if turn == 1:
+                memory[name] = peak_memory(lambda step=step: step(images, tokens), device)
                 continue
             began = clock()
             step(images, tokens)
             if device.type == "cuda": torch.cuda.synchronize()
-            if round: seconds[name].append(clock() - began)
+            if turn: seconds[name].append(clock() - began)
+    return seconds, memory, waits, lengths
+
+
+def measure(asked):
+    accelerator = make_accelerator(asked.device, "auto")
+    device = accelerator.device
+    clip, transform, _, tokenizer = load_clip(asked.model, None if asked.model == "glyphs" else "random")
+    base = {"precision": "fp16" if device.type == "cuda" else "fp32"}
+    variants, flags = make_variants(asked, clip, accelerator, base)
+    batches = make_batches(asked, transform, tokenizer, device)
+    seconds, memory, waits, lengths = take_turns(variants, batches, asked.rounds, device)
     rate, median = peak_rate(device), {name: statistics.median(s) for name, s in seconds.items()}
-    where = f"{hardware()}; torch {torch.__version__}, torchvision {torchvision.__version__}; {asked.workers} loader processes"
-    rows = []
+    where = (f"{hardware()}; torch {torch.__version__}, torchvision {torchvision.__version__}; "
+             f"{asked.workers} loader processes")
+    rows, wait = [], f"{1e3 * statistics.median(waits) / asked.batch_size:.3f}"
     for name, s in median.items():
         image, text = GFLOP.get(asked.model, (0, 0))
         read = statistics.mean(lengths) / 77 if name in ("ours", "trimmed text", "torch.compile") else 1
         used = f"{4e9 * (image + text * read) * asked.batch_size / s / rate:.3f}" if rate and image else ""
         precision = accelerator.mixed_precision if name == "ours" else flags.get(name, base)["precision"]
-        rows.append([asked.model, asked.batch_size, name, f"{asked.batch_size / s:.1f}", f"{median['reference'] / s:.3f}", f"{memory[name] / 1e6:.1f}", used,
-                     f"{1e3 * statistics.median(waits) / asked.batch_size:.3f}", "fp32" if precision == "no" else precision, device.type, where])
-    save(asked.out, rows, ["model", "batch_size", "step", "pairs_per_s", "speed_up", "peak_MB", "utilisation", "wait_ms_per_pair", "precision", "device", "hardware"])
+        rows.append([asked.model, asked.batch_size, name, f"{asked.batch_size / s:.1f}",
+                     f"{median['reference'] / s:.3f}", f"{memory[name] / 1e6:.1f}", used, wait,
+                     precision.replace("no", "fp32"), device.type, where])
+    save(asked.out, rows)
 
 
-def save(out, rows, columns):
+def write_table(file, rows):
+    with open(file, "w", newline="") as table: csv.writer(table, delimiter="\t", lineterminator="\n").writerows(rows)
+
+
+def save(out, rows):
     "Rows of other models, batch sizes and devices in the file are kept."
     old = []
     if out.exists():
         with open(out, newline="") as file: old = list(csv.reader(file, delimiter="\t"))[1:]
     same = [str(rows[0][0]), str(rows[0][1]), rows[0][9]]
-    with open(out, "w", newline="") as file:
-        csv.writer(file, delimiter="\t", lineterminator="\n").writerows([columns, *[row for row in old if [row[0], row[1], row[9]] != same], *rows])
+    write_table(out, [COLUMNS, *[row for row in old if [row[0], row[1], row[9]] != same], *rows])
     print(out.read_text(), end="")
 
 
 def check_loss(asked):
-    "Both steps from the same weights on the same batches; the reference once more with other batches says what noise is."
+    "Both steps from the same weights on the same batches; the spread of the reference's last steps says what noise is."
     accelerator = make_accelerator(asked.device, "auto")
     device = accelerator.device
     clip, transform, _, tokenizer = load_clip(asked.model, None if asked.model == "glyphs" else "random")
-    precision = "fp16" if device.type == "cuda" else "fp32"
-    batches = make_batches(asked, clip, transform, tokenizer, device)
-    reference, ours = Variant(clip, device, precision), Ours(clip, accelerator)
+    batches = make_batches(asked, transform, tokenizer, device)
+    reference = Variant(clip, device, "fp16" if device.type == "cuda" else "fp32")
+    ours = Ours(clip, accelerator)
     for optimizer in (reference.optimizer, ours.optimizer):
         for group in optimizer.param_groups: group["lr"] = asked.lr
     curves = []
     for _ in range(asked.steps):
         images, tokens = next(batches)
         curves.append((reference(images, tokens), ours(images, tokens)))
-    with open(asked.out.with_name("train_step_loss.tsv"), "w", newline="") as file:
-        csv.writer(file, delimiter="\t", lineterminator="\n").writerows([["step", "reference", "ours"], *[[i + 1, f"{a:.5f}", f"{b:.5f}"] for i, (a, b) in enumerate(curves)]])
+    rows = [[i + 1, f"{a:.5f}", f"{b:.5f}"] for i, (a, b) in enumerate(curves)]
+    write_table(asked.out.with_name("train_step_loss.tsv"), [["step", "reference", "ours"], *rows])
     last = torch.tensor(curves)[-asked.steps // 4:]
     noise = (last[:, 0].std() / len(last) ** 0.5).item()
+    one, two = last.mean(0).tolist()
     gap = (last[:, 0] - last[:, 1]).mean().item()
-    print(f"mean loss of the last {len(last)} of {asked.steps} steps: reference {last[:, 0].mean():.4f}, ours {last[:, 1].mean():.4f}; "
-          f"difference {gap:+.5f}, standard error of that mean {noise:.5f}; largest difference of a step {(torch.tensor(curves).diff().abs().max()):.5f}")
+    print(f"mean loss of the last {len(last)} of {asked.steps} steps: reference {one:.4f}, ours {two:.4f}; difference "
+          f"{gap:+.5f}, standard error of that mean {noise:.5f}; largest difference of a step "
+          f"{torch.tensor(curves).diff().abs().max():.5f}")
     return abs(gap) < 2 * noise
 
 

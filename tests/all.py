@@ -30,7 +30,9 @@ def run(command):
 
 
 CHECKS = {
-    "the package is what the notebooks export": lambda: unchanged(["nbdev_export"], "carot/*.py"),
+    "ruff finds nothing": lambda: run(["ruff", "check"]),
+    "the package is what the notebooks export": lambda: unchanged(["nbdev_export"], "carot/**/*.py"),
+    "types agree": lambda: run(["mypy"]),
     "the notebooks are clean": lambda: unchanged(["nbdev_clean"], "nbs/**/*.ipynb"),
     "README.md is made of nbs/index.ipynb": lambda: unchanged([sys.executable, "tests/readme.py"], "README.md"),
     "every chapter executes": lambda: run(["nbdev_test", "--n_workers", "2", "--timing"]),

@@ -8,9 +8,9 @@ from carot.data import ArrayImages, Benchmark, EvalSet
 
 torch.set_num_threads(1)
 
-TINY_VIT = {"model_cfg": {"embed_dim": 16, "vision_cfg": {"image_size": 16, "layers": 1, "width": 24, "head_width": 8, "patch_size": 8},
-            "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}},
-            "preprocess_cfg": {"size": 16}}
+VISION = {"image_size": 16, "layers": 1, "width": 24, "head_width": 8, "patch_size": 8}
+TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+TINY_VIT = {"model_cfg": {"embed_dim": 16, "vision_cfg": VISION, "text_cfg": TEXT}, "preprocess_cfg": {"size": 16}}
 
 @pytest.fixture
 def tiny_clip():
@@ -29,6 +29,7 @@ def toy():
     from torchvision.transforms import v2
     plain = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     train = v2.Compose([v2.RandomResizedCrop(16, scale=(0.9, 1.0)), plain])
-    return Benchmark("toy", ["red", "green", "blue", "yellow"], ["a photo of a {}", "a {} thing", "something {}"],
-                     colours(10, 0, train), colours(3, 1, plain),
-                     {"Toy": EvalSet(colours(5, 2, plain), True), "ToyTwo": EvalSet(colours(5, 3, plain), False, [[0, 1], [2, 3]])})
+    sets = {"Toy": EvalSet(colours(5, 2, plain), True),
+            "ToyTwo": EvalSet(colours(5, 3, plain), False, [[0, 1], [2, 3]])}
+    templates, names = ["a photo of a {}", "a {} thing", "something {}"], ["red", "green", "blue", "yellow"]
+    return Benchmark("toy", names, templates, colours(10, 0, train), colours(3, 1, plain), sets)

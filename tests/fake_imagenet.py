@@ -14,7 +14,7 @@ from PIL import Image
 INFO = Path(timm.__file__).parent/"data"/"_info"
 WNIDS = (INFO/"imagenet_synsets.txt").read_text().split()
 NAMES = dict(line.split("\t") for line in (INFO/"imagenet_synset_to_lemma.txt").read_text().splitlines())
-SUBSETS = {"ImageNetA": (INFO/"imagenet_a_synsets.txt").read_text().split(), "ImageNetR": (INFO/"imagenet_r_synsets.txt").read_text().split()}
+SUBSETS = {f"ImageNet{which.upper()}": (INFO/f"imagenet_{which}_synsets.txt").read_text().split() for which in "ar"}
 MAPPED, FOLDERS = 113, 313  # of ObjectNet
 
 
@@ -35,7 +35,8 @@ def objectnet(seed=0):
     unique = [i for i, wnid in enumerate(WNIDS) if list(NAMES.values()).count(NAMES[wnid]) == 1]  # there are two cranes
     numbers = iter(rng.sample(unique, 300))
     mapped = set(rng.sample(folders, MAPPED))
-    return {folder: [next(numbers) for _ in range(rng.choice([1, 1, 1, 2, 3]))] if folder in mapped else [] for folder in folders}
+    return {folder: [next(numbers) for _ in range(rng.choice([1, 1, 1, 2, 3]))] if folder in mapped else []
+            for folder in folders}
 
 
 def write_mappings(folder, covered):
@@ -56,8 +57,11 @@ def write_images(folder, numbers, suffix="JPEG", size=24, border=False):
     folder.mkdir(parents=True, exist_ok=True)
     for i, n in enumerate(numbers):
         image = Image.new("RGB", (size + 4 * i, size), colour(n))
-        if border: framed = Image.new("RGB", (image.width + 4, image.height + 4), (255, 0, 0)); framed.paste(image, (2, 2)); image = framed
-        image.save(folder/f"{folder.name}_{i}.{suffix}", format={"JPEG": "JPEG", "jpg": "JPEG", "jpeg": "JPEG", "png": "PNG"}[suffix], quality=95)
+        if border:
+            framed = Image.new("RGB", (image.width + 4, image.height + 4), (255, 0, 0))
+            framed.paste(image, (2, 2))
+            image = framed
+        image.save(folder/f"{folder.name}_{i}.{suffix}", format="PNG" if suffix == "png" else "JPEG", quality=95)
 
 
 def write_tree(root, train=2, quirks=True):
@@ -72,8 +76,9 @@ def write_tree(root, train=2, quirks=True):
         for wnid in SUBSETS[name]: write_images(root/folder/wnid, [WNIDS.index(wnid)], "jpg")
         (root/folder/"README.txt").write_text("beside the class folders")
     rng, covered = random.Random(2), objectnet()
-    for folder, numbers in covered.items():  # an image of a class that several of ImageNet's stand for looks like one of them
-        write_images(root/"objectnet-1.0"/"images"/folder, [rng.choice(numbers or [500]) for _ in range(2)], "png", border=True)
+    for folder, numbers in covered.items():  # a class that several of ImageNet's stand for looks like one of them
+        shown = [rng.choice(numbers or [500]) for _ in range(2)]
+        write_images(root/"objectnet-1.0"/"images"/folder, shown, "png", border=True)
     write_mappings(root/"objectnet-1.0"/"mappings", covered)
     if quirks: add_quirks(root)
     return covered

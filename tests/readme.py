@@ -11,6 +11,6 @@ notebook = nbformat.read(ROOT/"nbs"/"index.ipynb", 4)
 exporter = MarkdownExporter(preprocessors=[TagRemovePreprocessor(remove_input_tags={"remove_input"})])
 text, _ = exporter.from_notebook_node(notebook)
 text = re.sub(r"(\]\()\.\./", r"\1", text)  # links are relative to nbs/ there, to the top here
-text = re.sub(r"(\]\()(?!https?:|[#/])((?:runs/|tutorials/)?[\w-]+\.ipynb)", r"\1nbs/\2", text)
+text = re.sub(r"(\]\()(?!https?:|[#/])((?:[\w-]+/)*[\w-]+\.ipynb)", r"\1nbs/\2", text)
 text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 (ROOT/"README.md").write_text(text)

@@ -1,6 +1,7 @@
-"Claims from simulated predictions of known truth: verdicts, intervals by hand, what is missing or does not belong together, and the notebook end to end."
+"""Claims from simulated predictions of known truth: verdicts, intervals by hand, what is missing, the notebook."""
 import json
 import math
+from dataclasses import asdict
 from functools import partial
 
 import nbformat
@@ -9,17 +10,14 @@ import pandas as pd
 import pytest
 import torch
 
-from carot.analysis import bootstrap
-from carot.analysis import claims
-from carot.analysis import tables
-from carot.runs import records
 from carot import commands
-from carot.runs import execute
-from carot.runs import settings
-from carot.calibration import METRICS, ece, fit_temperature, percentile_interval, softmax
+from carot.analysis import bootstrap, claims, tables
 from carot.analysis.claims import CAROT, FT, LP, ZS, Claim, Evidence, Side
-from carot.core import UserError
-from carot.evaluate import Predictions, metrics_table, save_predictions
+from carot.calibration import METRICS, ece, fit_temperature, percentile_interval, softmax
+from carot.core import UserError, spell
+from carot.evaluate import Predictions, metrics_table, read_predictions, save_predictions
+from carot.methods.base import find_method, settings_of
+from carot.runs import records, settings
 
 SETS = {"Home": True, "Near": False, "Far": False, "val": True}
 
@@ -31,7 +29,8 @@ def one_thread():
 
 def predictions(name, method, seed, skill, heat=1.0, n=400, classes=5, images=0):
     "images belong to the set, noise to the run"
-    shared, own = np.random.default_rng([images, len(name)]), np.random.default_rng([seed, len(name), sum(map(ord, method)), images])
+    shared = np.random.default_rng([images, len(name)])
+    own = np.random.default_rng([seed, len(name), sum(map(ord, method)), images])
     labels = shared.integers(classes, size=n)
     logits = shared.normal(size=(n, classes)) + 0.7 * own.normal(size=(n, classes))
     logits[np.arange(n), labels] += skill - (not SETS[name])
@@ -40,10 +39,12 @@ def predictions(name, method, seed, skill, heat=1.0, n=400, classes=5, images=0)
 
 def make_run(out, method, seed=1, skill=1.5, heat=1.0, n=400, benchmark="toy", images=0, sets=SETS, keep=True, **asked):
     "a complete run; metrics computed from its predictions, which may not be kept"
-    path = out/benchmark/method/",".join([*(f"{k}={settings.spell(v)}" for k, v in sorted(asked.items())), f"seed={seed}"])
+    path = out/benchmark/method/",".join([*(f"{k}={spell(v)}" for k, v in sorted(asked.items())), f"seed={seed}"])
     path.mkdir(parents=True)
-    parameters = settings.PAPER | {"benchmark": benchmark, "method": method, "seed": seed} | asked
-    (path/"config.json").write_text(json.dumps({"parameters": parameters, "complete": True, "steps": 3, "seconds": {"total": 1.0}}))
+    usual = asdict(settings_of(find_method(method), {}, {"seed": seed})[0])
+    parameters = usual | {"benchmark": benchmark, "method": method} | asked
+    (path/"config.json").write_text(json.dumps({"parameters": parameters, "complete": True, "steps": 3,
+                                                "seconds": {"total": 1.0}}))
     found = {name: predictions(name, method, seed, skill, heat, n, images=images) for name in sets}
     metrics_table(found, 100).to_csv(path/"metrics.tsv", sep="\t", index=False)
     if keep:
@@ -52,12 +53,14 @@ def make_run(out, method, seed=1, skill=1.5, heat=1.0, n=400, benchmark="toy", i
 
 
 def outcome(out, better=CAROT, worse=FT, metric="accuracy", sets="shifts", select="", benchmark="", evidence=None):
-    return claims.test_claim(Claim("…", metric, sets, better, worse, benchmark), out, "toy", select, evidence or Evidence(samples=200))
+    return claims.test_claim(Claim("…", metric, sets, better, worse, benchmark), out, "toy", select,
+                             evidence or Evidence(samples=200))
 
 
 # --- verdicts where the truth is known
 
-@pytest.mark.parametrize("metric, good, bad", [("accuracy", {"skill": 2.5}, {"skill": 1.5}), ("ece", {"heat": 1.0}, {"heat": 4.0})])
+@pytest.mark.parametrize("metric, good, bad",
+                         [("accuracy", {"skill": 2.5}, {"skill": 1.5}), ("ece", {"heat": 1.0}, {"heat": 4.0})])
 @pytest.mark.parametrize("sets", ["id", "shifts"])
 def test_better_holds_and_swapped_does_not(tmp_path, metric, good, bad, sets):
     for seed in (1, 2): make_run(tmp_path, "carot", seed, **good); make_run(tmp_path, "ft", seed, **bad)
@@ -72,13 +75,15 @@ def test_better_holds_and_swapped_does_not(tmp_path, metric, good, bad, sets):
 def test_equal_methods_are_mostly_undecided(tmp_path, metric):
     verdicts = []
     for trial in range(40):
-        for method in ("carot", "ft"): make_run(tmp_path/str(trial), method, n=200, images=trial + 1, sets=["Home", "Near"])
+        for method in ("carot", "ft"):
+            make_run(tmp_path/str(trial), method, n=200, images=trial + 1, sets=["Home", "Near"])
         verdicts.append(outcome(tmp_path/str(trial), metric=metric)["verdict"])
-    assert verdicts.count("undecided") > 33  # two of 40 would be decided by chance; seven or more have a chance below 0.5 %
+    assert verdicts.count("undecided") > 33  # two of 40 are decided by chance; seven or more have a chance below 0.5 %
 
 
 def test_a_seed_that_disagrees_keeps_a_claim_from_holding(tmp_path):
-    for seed, skill in [(1, 4.0), (2, 4.0), (3, 1.2)]: make_run(tmp_path, "carot", seed, skill); make_run(tmp_path, "ft", seed, 1.5)
+    for seed, skill in [(1, 4.0), (2, 4.0), (3, 1.2)]:
+        make_run(tmp_path, "carot", seed, skill); make_run(tmp_path, "ft", seed, 1.5)
     found = outcome(tmp_path)
     assert found["low"] > 0 and min(found["per_seed"].values()) < 0 and found["verdict"] == "undecided"
     assert outcome(tmp_path, FT, CAROT)["verdict"] == "does not hold"
@@ -105,10 +110,11 @@ def test_no_common_seed(tmp_path):
 
 
 @pytest.mark.parametrize("per_seed, low, high, word", [
-    ([0.1], 0.0, 0.2, "undecided"), ([0.1], 1e-9, 0.2, "holds"), ([-0.1], -0.2, 0.0, "undecided"), ([-0.1, 0.05], -0.2, -1e-9, "does not hold"),
+    ([0.1], 0.0, 0.2, "undecided"), ([0.1], 1e-9, 0.2, "holds"), ([-0.1], -0.2, 0.0, "undecided"),
+    ([-0.1, 0.05], -0.2, -1e-9, "does not hold"),
     ([0.1, 0.0], 0.01, 0.2, "undecided")])
 def test_verdicts_at_their_edges(per_seed, low, high, word):
-    assert claims.verdict(low, high, per_seed) == word
+    assert bootstrap.verdict(low, high, per_seed) == word
 
 
 # --- the interval
@@ -122,7 +128,7 @@ def test_the_interval_by_hand(tmp_path, metric):
         resamples = [rng.integers(150, size=150) for _ in range(60)]
         for method, sign in [("carot", 1), ("ft", -1)]:
             for seed in (1, 2):
-                p = report.read_predictions(tmp_path/"toy"/method/f"seed={seed}"/"predictions"/f"{name}.safetensors")
+                p = read_predictions(tmp_path/"toy"/method/f"seed={seed}"/"predictions"/f"{name}.safetensors")
                 values += [sign * METRICS[metric](p.probs[rows], p.labels.numpy()[rows]) / 4 for rows in resamples]
     if metric != "accuracy": values = -values
     found = outcome(tmp_path, metric=metric, evidence=Evidence(60, seed=3))
@@ -137,7 +143,9 @@ def test_sets_of_one_size_are_resampled_independently():
 
 def test_any_metric_gets_the_same_resamples(tmp_path):
     p, counts = predictions("Home", "ft", 1, 1.5, n=100), bootstrap.resample_counts(100, 30, 7)
-    fast, slow = (bootstrap.resampled(metric, p.probs, p.labels, counts, 7) for metric in (partial(ece, n_bins=5), lambda probs, labels: ece(probs, labels, 5)))
+    def by_hand(probs, labels): return ece(probs, labels, 5)
+    fast, slow = (bootstrap.resampled(metric, p.probs, p.labels, counts)
+                  for metric in (partial(ece, n_bins=5), by_hand))
     assert np.allclose(fast, slow, atol=1e-12, rtol=0)
 
 
@@ -152,20 +160,24 @@ def test_an_infinite_loss_is_infinite_on_resamples_that_have_it():
 def test_scaling_changes_no_accuracy_and_uses_the_run_s_own_validation(tmp_path):
     for method, heat in [("carot", 3.0), ("ft", 6.0)]: make_run(tmp_path, method, 1, 2.0, heat)
     evidence, run = Evidence(50), claims.side_runs(FT, tmp_path, "toy")[1]
-    val = report.read_predictions(run.path/"predictions"/"val.safetensors")
-    assert evidence.temperature(run) == fit_temperature(val.logits, val.labels) != evidence.temperature(claims.side_runs(CAROT, tmp_path, "toy")[1])
+    val = read_predictions(run.path/"predictions"/"val.safetensors")
+    fitted, other = fit_temperature(val.logits, val.labels), claims.side_runs(CAROT, tmp_path, "toy")[1]
+    assert evidence.temperature(run) == fitted != evidence.temperature(other)
     for name in ("Home", "Near", "Far"):
         plain, scaled = (evidence.on_set(run, name, "accuracy", which) for which in (False, True))
         assert plain[0] == scaled[0] and np.array_equal(plain[1], scaled[1])
     assert evidence.on_set(run, "Home", "ece", True)[0] < 0.5 * evidence.on_set(run, "Home", "ece")[0]
-    p = report.read_predictions(run.path/"predictions"/"Near.safetensors")
-    assert evidence.on_set(run, "Near", "ece", True)[0] == pytest.approx(ece(softmax(p.logits.double() / fit_temperature(val.logits, val.labels)), p.labels))
+    p = read_predictions(run.path/"predictions"/"Near.safetensors")
+    by_hand = ece(softmax(p.logits.double() / fitted), p.labels)
+    assert evidence.on_set(run, "Near", "ece", True)[0] == pytest.approx(by_hand)
 
 
 def test_a_method_that_is_only_less_hot_wins_until_all_are_scaled(tmp_path):
-    for seed in (1, 2, 3): make_run(tmp_path, "carot", seed, 2.0, 1.0, n=1000); make_run(tmp_path, "ft", seed, 2.0, 3.0, n=1000)
+    for seed in (1, 2, 3):
+        make_run(tmp_path, "carot", seed, 2.0, 1.0, n=1000); make_run(tmp_path, "ft", seed, 2.0, 3.0, n=1000)
     assert outcome(tmp_path, metric="ece")["verdict"] == "holds"
-    assert abs(outcome(tmp_path, claims.scaled(CAROT), claims.scaled(FT), "ece")["effect"]) < 0.25 * outcome(tmp_path, metric="ece")["effect"]
+    scaled = outcome(tmp_path, claims.scaled(CAROT), claims.scaled(FT), "ece")
+    assert abs(scaled["effect"]) < 0.25 * outcome(tmp_path, metric="ece")["effect"]
 
 
 # --- what is missing, and what does not belong together
@@ -173,9 +185,14 @@ def test_a_method_that_is_only_less_hot_wins_until_all_are_scaled(tmp_path):
 def test_missing_runs_are_named(tmp_path):
     make_run(tmp_path, "carot", 1)
     found = outcome(tmp_path, CAROT, Side("carot", "distillation_coef=0"), select="")
-    assert found["verdict"] == "not run" and "`carot run --benchmark toy --method carot --distillation-coef 0 --out" in found["missing"] and "effect" not in found
-    assert "--method ft --epochs 2" in claims.command(FT, "expt_logs", "toy", "epochs=2,distillation_coef=3") and "--out" not in claims.command(FT, "expt_logs", "toy")
-    assert "--benchmark plain_glyphs --method zs`" in claims.test_claim(Claim("…", "accuracy", "shifts", ZS, FT, "plain_glyphs"), "expt_logs_of_nobody", "toy")["missing"].replace(" --out expt_logs_of_nobody", "")
+    assert found["verdict"] == "not run"
+    assert "`carot run --benchmark toy --method carot --distillation-coef 0 --out" in found["missing"]
+    assert "effect" not in found
+    assert "--method ft --epochs 2" in claims.command(FT, "expt_logs", "toy", "epochs=2,distillation_coef=3")
+    assert "--out" not in claims.command(FT, "expt_logs", "toy")
+    elsewhere = Claim("…", "accuracy", "shifts", ZS, FT, "plain_glyphs")
+    lacking = claims.test_claim(elsewhere, "expt_logs_of_nobody", "toy")["missing"]
+    assert "--benchmark plain_glyphs --method zs --out expt_logs_of_nobody`" in lacking
 
 
 def test_a_run_without_predictions_is_not_used(tmp_path):
@@ -189,14 +206,15 @@ def test_a_run_without_predictions_is_not_used(tmp_path):
 
 def test_an_unfinished_run_is_not_used(tmp_path):
     make_run(tmp_path, "carot", 1); path = make_run(tmp_path, "ft", 1)
-    (path/"config.json").write_text(json.dumps({"parameters": settings.PAPER, "complete": False}))
+    (path/"config.json").write_text(json.dumps({"parameters": {}, "complete": False}))
     assert outcome(tmp_path)["verdict"] == "not run"
 
 
 @pytest.mark.parametrize("other", [{"n": 399}, {"images": 1}])
 def test_other_images_are_refused(tmp_path, other):
     make_run(tmp_path, "carot", 1); make_run(tmp_path, "ft", 1, **other)
-    with pytest.raises(UserError, match="ft/seed=1 and carot/seed=1 were not evaluated on the same images of Near"): outcome(tmp_path)
+    with pytest.raises(UserError, match="ft/seed=1 and carot/seed=1 were not evaluated on the same images of Near"):
+        outcome(tmp_path)
 
 
 def test_other_sets_are_refused(tmp_path):
@@ -214,9 +232,11 @@ def test_other_benchmarks_may_have_other_images(tmp_path):
 
 def test_settings_are_found_and_not_mixed(tmp_path):
     make_run(tmp_path, "carot", 1, 1.0); make_run(tmp_path, "carot", 1, 3.0, epochs=2); make_run(tmp_path, "zs", 1, 1.0)
-    make_run(tmp_path, "carot", 1, 1.0, epochs=2, distillation_coef=0.0); make_run(tmp_path, "carot", 1, 2.0, epochs=2, distillation_coef=0.0, lr=0.1)
+    make_run(tmp_path, "carot", 1, 1.0, epochs=2, distillation_coef=0.0)
+    make_run(tmp_path, "carot", 1, 2.0, epochs=2, distillation_coef=0.0, lr=0.1)
     found = outcome(tmp_path, CAROT, Side("carot", "distillation_coef=0"), select="epochs=2")
-    assert found["better_runs"] == "toy/carot/epochs=2,seed=1" and found["worse_runs"] == "toy/carot/distillation_coef=0,epochs=2,seed=1" and found["verdict"] == "holds"
+    assert found["better_runs"] == "toy/carot/epochs=2,seed=1"
+    assert found["worse_runs"] == "toy/carot/distillation_coef=0,epochs=2,seed=1" and found["verdict"] == "holds"
     assert outcome(tmp_path, CAROT, ZS, select="epochs=2")["worse_runs"] == "toy/zs/seed=1"
 
 
@@ -237,15 +257,19 @@ def comparison(tmp_path):
 def test_a_statement_needs_all_of_its_tests(comparison):
     pairs = [(CAROT, FT), (FT, CAROT), (CAROT, LP)]
     for chosen, word in [([0], "holds"), ([0, 1], "does not hold"), ([0, 2], "not run"), ([1, 2], "does not hold")]:
-        table = claims.claims_table(comparison, "toy", claims=claims.several("s", "ece", "shifts", [pairs[i] for i in chosen]), evidence=Evidence(100))
+        table = claims.claims_table(comparison, "toy",
+                                    claims=claims.several("s", "ece", "shifts", [pairs[i] for i in chosen]),
+                                    evidence=Evidence(100))
         assert claims.statements(table).verdict.tolist() == [word] and len(table) == len(chosen)
 
 
 def test_written_claims_are_those_computed(comparison):
     table = claims.claims_table(comparison, "toy", evidence=Evidence(100))
     text = claims.write_claims(comparison/"claims", table)
-    again = pd.read_csv(comparison/"claims"/"claims.tsv", sep="\t", keep_default_na=False, na_values={name: [""] for name in ("effect", "low", "high")})
-    assert list(again) == claims.ROW and again.verdict.tolist() == table.verdict.tolist() and np.allclose(again.effect, table.effect, equal_nan=True)
+    again = pd.read_csv(comparison/"claims"/"claims.tsv", sep="\t", keep_default_na=False,
+                        na_values={name: [""] for name in ("effect", "low", "high")})
+    assert list(again) == claims.ROW and again.verdict.tolist() == table.verdict.tolist()
+    assert np.allclose(again.effect, table.effect, equal_nan=True)
     assert not table.benchmark.str.contains("plain").any() and again.per_seed[0].startswith("1:")
     for row in table.itertuples(): assert row.test in text and all(what in text for what in row.missing.split("; "))
     assert set(table.verdict[table.test.str.contains("LP|distillation")]) == {"not run"}
@@ -253,31 +277,36 @@ def test_written_claims_are_those_computed(comparison):
 
 
 def test_the_plain_counterpart_belongs_to_glyphs_only():
-    assert {claim.benchmark for claim in claims.claims_for("glyphs")} == {"", "plain_glyphs"} and {claim.benchmark for claim in claims.claims_for("imagenet")} == {""}
+    assert {claim.benchmark for claim in claims.claims_for(tables.spec_of("glyphs"))} == {"", "plain_glyphs"}
+    assert {claim.benchmark for claim in claims.claims_for(tables.spec_of("imagenet"))} == {""}
 
 
 def test_differences_agree_with_the_claims(comparison):
-    found = claims.against(records.find_runs(comparison, "toy"), "ft", Evidence(200)).set_index(["method", "metric", "sets"])
+    runs = records.find_runs(comparison, "toy")
+    found = claims.against(runs, "ft", Evidence(200)).set_index(["method", "metric", "sets"])
     assert list(dict.fromkeys(found.index.get_level_values(0))) == ["zs", "flyp", "carot"]
     row, claim = found.loc[("carot", "ece", "shifts")], outcome(comparison, metric="ece")
     assert row.effect == -claim["effect"] and row.low == -claim["high"]
     assert "**" in claims.against_markdown(found.reset_index()).splitlines()[-1]
-    tables = [tables.table(tables.collect(comparison, "toy"), metric)["mean"][tables.AVERAGE] for metric in ("accuracy", "ece")]
-    for metric, means in zip(("accuracy", "ece"), tables): assert found.loc[("carot", metric, "shifts")].effect == pytest.approx(means["carot"] - means["ft"])
+    for metric in ("accuracy", "ece"):
+        means = tables.table(tables.collect(comparison, "toy"), metric)["mean"][tables.AVERAGE]
+        assert found.loc[("carot", metric, "shifts")].effect == pytest.approx(means["carot"] - means["ft"])
 
 
 # --- the notebook
 
 def test_the_notebook_end_to_end(comparison, monkeypatch, capsys):
     monkeypatch.chdir(comparison)
-    executed = commands.claims(benchmark="toy", out=".", samples=100)
+    executed = commands.make_claims(benchmark="toy", out=".", samples=100)
     folder = comparison/"toy"/"claims"
     expected = {"claims.ipynb", "claims.tsv", "claims.md", "forest.png", "forest.svg", "scatter.png", "scatter.svg"}
     assert expected <= {file.name for file in folder.iterdir()} <= expected | {"claims.html"}
     printed = capsys.readouterr().out
     assert "does not hold" in printed or "holds" in printed
-    shown = "\n".join(str(o.get("data", {}).get("text/markdown", "")) for cell in nbformat.read(executed, 4).cells for o in cell.get("outputs", []))
-    assert "accuracy, shifts: zero-shot > FT" in shown and "There is no plain counterpart of toy" in shown and str(comparison) not in executed.read_text()
+    shown = "\n".join(str(o.get("data", {}).get("text/markdown", "")) for cell in nbformat.read(executed, 4).cells
+                      for o in cell.get("outputs", []))
+    assert "accuracy, shifts: zero-shot > FT" in shown and "There is no plain counterpart of toy" in shown
+    assert str(comparison) not in executed.read_text()
     assert all(len(file.read_bytes()) < 300_000 for file in folder.glob("*.png"))
 
 
@@ -285,7 +314,7 @@ def test_without_predictions_the_notebook_writes_nothing(tmp_path):
     make_run(tmp_path, "ft", 1, keep=False)
     with pytest.raises(UserError, match="not kept in git"):
         space = {}
-        for cell in nbformat.read(execute.notebook_path("claims"), 4).cells:  # in this process, which is quicker
+        for cell in nbformat.read(settings.notebook_path("claims"), 4).cells:  # in this process, which is quicker
             if cell.cell_type == "code": exec(cell.source, space)
             if "parameters" in cell.metadata.get("tags", []): space |= {"benchmark": "toy", "out": str(tmp_path)}
     assert not (tmp_path/"toy"/"claims").exists()

@@ -8,10 +8,9 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from carot.benchmarks import glyphs
-from carot.benchmarks import handwriting
+from carot.benchmarks import glyphs, handwriting
 from carot.core import UserError
-from carot.data import benchmark_defaults, load_benchmark
+from carot.data import load_benchmark
 
 SHIFTS = ["UCI", "Printed", "MNISTNoise", "MNISTBlur", "MNISTRotation", "MNISTInverted", "MNISTStrokes"]
 
@@ -50,7 +49,7 @@ def nearest(images, others):
 
 def test_sets_and_sizes(digits):
     assert {name: len(d) for name, d in parts(digits).items()} == {
-        "train": 3000, "val": 1000, "MNIST": 1000, "UCI": 1797, **{name: 1000 for name in SHIFTS[1:]}}
+        "train": 3000, "val": 1000, "MNIST": 1000, "UCI": 1797, **dict.fromkeys(SHIFTS[1:], 1000)}
     assert list(digits.eval) == ["MNIST", *SHIFTS]
     assert [name for name, s in digits.eval.items() if s.id] == ["MNIST"]
     assert all(s.groups is None for s in digits.eval.values())
@@ -95,7 +94,8 @@ def test_uci_images_carry_the_targets_of_scikit_learn(digits):
     order = np.argsort(source.target, kind="stable")
     assert np.array_equal(uci.labels, source.target[order])
     # enlarged by Pillow instead, source image k is most like our image k, for every k
-    large = [Image.fromarray(image.astype(np.float32)).resize((20, 20), Image.BICUBIC) for image in source.images[order]]
+    small = [Image.fromarray(image.astype(np.float32)) for image in source.images[order]]
+    large = [image.resize((20, 20), Image.Resampling.BICUBIC) for image in small]
     assert np.array_equal(nearest(np.stack(large), uci.images[:, 0, 6:26, 6:26]), np.arange(len(uci)))
 
 
@@ -107,7 +107,8 @@ def test_corruptions_start_from_the_test_digits(digits):
     assert np.array_equal(nearest(images["MNISTNoise"], images["MNIST"]), np.arange(1000))
     added = images["MNISTStrokes"] > images["MNIST"]
     assert (images["MNISTStrokes"] >= images["MNIST"]).all()
-    assert 0.05 < added.mean((1, 2)).min() and added.mean((1, 2)).max() < 2 * 3 * 45 / 32 ** 2  # two diagonals, 3 pixels each
+    assert added.mean((1, 2)).min() > 0.05
+    assert added.mean((1, 2)).max() < 2 * 3 * 45 / 32 ** 2  # two diagonals, 3 pixels each
     blurred = gaussian_filter(images["MNIST"].astype(float), (0, 2, 2), mode="constant")
     assert np.abs(images["MNISTBlur"] - blurred).max() < 1
     assert np.array_equal(images["MNISTInverted"], 255 - images["MNIST"])
@@ -153,9 +154,9 @@ def test_without_a_transform_images_are_pil(digits):
 
 
 def test_transforms_reach_their_own_parts():
-    digits = load_benchmark("handwriting", transform=lambda image: "evaluation", train_transform=lambda image: "training")
+    digits = load_benchmark("handwriting", None, lambda image: "evaluation", lambda image: "training")
     assert {name: d[0][0] for name, d in parts(digits).items()} == {
-        "train": "training", **{name: "evaluation" for name in ["val", "MNIST", *SHIFTS]}}
+        "train": "training", **dict.fromkeys(["val", "MNIST", *SHIFTS], "evaluation")}
 
 
 def test_captions_use_words_of_the_built_in_model(digits):
@@ -165,9 +166,10 @@ def test_captions_use_words_of_the_built_in_model(digits):
 
 
 def test_defaults_are_dictionaries_of_their_own():
-    for method in ("lp", "carot"):
-        defaults = benchmark_defaults("handwriting", method)
+    for method in ("lp", "lp-ft", "carot"):
+        defaults = handwriting.HANDWRITING.defaults_for(method)
         assert defaults == handwriting.DEFAULTS | handwriting.METHOD_DEFAULTS.get(method, {})
+        assert defaults.get("probe_lr", 1e-2) == 1e-2
         defaults["epochs"] = -1
     assert handwriting.DEFAULTS["epochs"] > 0
 

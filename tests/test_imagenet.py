@@ -15,13 +15,14 @@ from fake_imagenet import MAPPED, SUBSETS, WNIDS, number, objectnet, write_image
 from safetensors.torch import load_file
 
 from carot.benchmarks import imagenet
-from carot.clip import build_clip, load_clip, save_clip
-from carot.data import Benchmark, EvalSet, load_benchmark
-from carot.core import UserError
-from carot.evaluate import predict
 from carot.benchmarks.files import scan_classes
-from carot.train import METHODS, fine_tune
-
+from carot.benchmarks.inspect import look_at_sets
+from carot.clip import build_clip, load_clip, save_clip
+from carot.core import UserError
+from carot.data import Benchmark, EvalSet, load_benchmark
+from carot.evaluate import predict_set
+from carot.methods.base import all_methods
+from carot.train import fine_tune
 
 SHIFTS = ["ImageNetV2", "ImageNetR", "ImageNetA", "ImageNetSketch", "ObjectNet"]
 
@@ -34,14 +35,16 @@ def tree(tmp_path_factory):
     return root
 
 
-# truth, from WordNet ids and from the dictionary that the mapping files were written from: the class numbers of each own class, in order
+# truth, from WordNet ids and from the dictionary that the mapping files were written from: the class numbers of each
+# own class, in order
 OWN = {name: [[i] for i in range(1000)] for name in ("ImageNet", "ImageNetV2", "ImageNetSketch")}
 OWN |= {name: [[WNIDS.index(wnid)] for wnid in sorted(wnids)] for name, wnids in SUBSETS.items()}
 OWN["ObjectNet"] = [numbers for folder, numbers in sorted(objectnet().items()) if numbers]
 
 
 class Stub:
-    "Answers the class whose colour it sees, or its neighbour among a set's own classes; large logits everywhere else in the 1,000."
+    """Answers the class whose colour it sees, or its neighbour among a set's own classes; large logits everywhere else
+    in the 1,000."""
     weight = torch.zeros(1)
 
     def __init__(self, own, shift):
@@ -62,16 +65,18 @@ def corner(image):
 
 def test_label_maps(tree):
     benchmark = load_benchmark("imagenet", tree, corner)
-    assert list(benchmark.eval) == ["ImageNet", *SHIFTS] and [s.id for s in benchmark.eval.values()] == [True] + 5 * [False]
+    assert list(benchmark.eval) == ["ImageNet", *SHIFTS]
+    assert [s.id for s in benchmark.eval.values()] == [True] + 5 * [False]
     assert [len(s) for s in benchmark.eval.values()] == [1000, 1000, 200, 200, 1000, 2 * MAPPED]
     for name, s in benchmark.eval.items():
         scores = []
         for shift in (0, 1, -1):
-            p = predict(Stub(OWN[name], shift), s.dataset, s.project)
-            assert p.logits.shape[1] == len(OWN[name]) == {"ImageNetA": 200, "ImageNetR": 200, "ObjectNet": 113}.get(name, 1000)
+            p = predict_set(Stub(OWN[name], shift), s.dataset, s.project)
+            assert p.logits.shape[1] == len(OWN[name]) == imagenet.SETS[name].n_classes
             scores.append((p.logits.argmax(1) == p.labels).float().mean().item())
         assert scores == [1, 0, 0], (name, scores)
-        assert (np.diff(s.dataset.labels) >= 0).all() and set(s.dataset.labels) == set(range(len(OWN[name])))  # in class order
+        assert (np.diff(s.dataset.labels) >= 0).all()  # in class order
+        assert set(s.dataset.labels) == set(range(len(OWN[name])))
 
 
 def test_training_and_validation(tree):
@@ -83,7 +88,8 @@ def test_training_and_validation(tree):
     for i in [0, 1, 7, 998, 1999]:
         pixel, label = benchmark.train[i]
         assert number(pixel) == label == WNIDS.index(Path(benchmark.train.path(i)).parent.name)
-    assert [benchmark.val.name(i) for i in range(500)] == [benchmark.eval["ImageNet"].dataset.name(i) for i in range(0, 1000, 2)]
+    whole = benchmark.eval["ImageNet"].dataset
+    assert [benchmark.val.name(i) for i in range(500)] == [whole.name(i) for i in range(0, 1000, 2)]
     with pytest.raises(UserError, match=f"{WNIDS[5]}_0.JPEG"): benchmark.train[10]
 
 
@@ -99,8 +105,10 @@ def test_names_and_templates_are_open_clips():
     assert [t.format("X") for t in templates] == [t("X") for t in open_clip.OPENAI_IMAGENET_TEMPLATES]
 
 
-SPELT = {"ILSVRC2012": ["imagenet", "ImageNet", "ILSVRC/Data/CLS-LOC", "."], "ImageNetV2-matched-frequency": ["imagenetv2-matched-frequency-format-val", "ImageNet-V2"],
-         "imagenet-r": ["ImageNet-R", "imagenet_r"], "imagenet-a": ["ImageNetA"], "sketch": ["ImageNet-Sketch", "imagenet_sketch/sketch"], "objectnet-1.0": ["ObjectNet", "objectnet_1.0"]}
+SPELT = {"ILSVRC2012": ["imagenet", "ImageNet", "ILSVRC/Data/CLS-LOC", "."],
+         "ImageNetV2-matched-frequency": ["imagenetv2-matched-frequency-format-val", "ImageNet-V2"],
+         "imagenet-r": ["ImageNet-R", "imagenet_r"], "imagenet-a": ["ImageNetA"],
+         "sketch": ["ImageNet-Sketch", "imagenet_sketch/sketch"], "objectnet-1.0": ["ObjectNet", "objectnet_1.0"]}
 
 
 @pytest.mark.parametrize("turn", range(4))
@@ -108,11 +116,11 @@ def test_spellings(tree, tmp_path, turn):
     for folder, others in SPELT.items():
         spelling = others[turn % len(others)]
         if spelling == ".":
-            for split in ("train", "val_dirs"): (tmp_path/{"val_dirs": "val"}.get(split, split)).symlink_to(tree/folder/split)
+            for name, split in [("train", "train"), ("val", "val_dirs")]: (tmp_path/name).symlink_to(tree/folder/split)
             continue
         (tmp_path/spelling).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path/spelling).symlink_to(tree/folder)
-    for name in imagenet.IMAGES:
+    for name in imagenet.SETS:
         here, there = imagenet.set_folder(tmp_path, name), imagenet.set_folder(tree, name)
         assert here.resolve() == there.resolve(), name
 
@@ -126,12 +134,14 @@ def link(tree, root, *without):
 
 def test_a_missing_set_is_left_out_by_name_only(tree, tmp_path):
     root = link(tree, tmp_path, "imagenet-r", "objectnet-1.0")
-    with pytest.raises(UserError, match="ImageNetR is not in .*no folder imagenet-r .*ObjectNet is not in .*eval_sets .ImageNet,ImageNetV2,ImageNetA,ImageNetSketch\\)"):
+    with pytest.raises(UserError, match="ImageNetR is not in .*no folder imagenet-r .*ObjectNet is not in .*"
+                                        "eval_sets .ImageNet,ImageNetV2,ImageNetA,ImageNetSketch\\)"):
         load_benchmark("imagenet", root)
     kept = ["ImageNet", "ImageNetV2", "ImageNetA", "ImageNetSketch"]
     assert list(load_benchmark("imagenet", root, eval_sets=kept).eval) == kept
     assert list(load_benchmark("imagenet", root, eval_sets=["ImageNetA"]).eval) == ["ImageNetA"]
-    with pytest.raises(UserError, match="did you mean 'ImageNetR'"): load_benchmark("imagenet", root, eval_sets=["ImagenetR"])
+    with pytest.raises(UserError, match="did you mean 'ImageNetR'"):
+        load_benchmark("imagenet", root, eval_sets=["ImagenetR"])
 
 
 def test_refusals(tree, tmp_path):
@@ -158,27 +168,49 @@ def test_refusals(tree, tmp_path):
         folder.mkdir()
         (folder/"images").symlink_to(tree/"objectnet-1.0"/"images")
         (folder/"mappings").mkdir()
-        for file in (tree/"objectnet-1.0"/"mappings").iterdir(): (folder/"mappings"/file.name).write_text(file.read_text()[:-200])
+        for file in (tree/"objectnet-1.0"/"mappings").iterdir():
+            (folder/"mappings"/file.name).write_text(file.read_text()[:-200])
 
     for name, folder, make, words in [
-            ("a", "sketch", misspelt, f"{WNIDS[7]}_ is no class of this set, and 1 of its 1000 class folders are missing .{WNIDS[7]}"),
-            ("b", "sketch", numbers, "0 is no class of this set, and 1000 of its"), ("c", "objectnet-1.0", half, "has a file folder_to_objectnet_label"),
+            ("a", "sketch", misspelt,
+             f"{WNIDS[7]}_ is no class of this set, and 1 of its 1000 class folders are missing .{WNIDS[7]}"),
+            ("b", "sketch", numbers, "0 is no class of this set, and 1000 of its"),
+            ("c", "objectnet-1.0", half, "has a file folder_to_objectnet_label"),
             ("d", "ILSVRC2012", flat, "val is flat: .*valprep"), ("e", "sketch", empty, "no image in the class folders"),
             ("f", "imagenet-a", lambda folder: folder.symlink_to(tree/"imagenet-r"), "is no class of this set"),
-            ("g", "imagenet-r", lambda folder: folder.symlink_to(tree/"sketch"), "is a class of ImageNet, but none of the 200"),
-            ("h", "objectnet-1.0", garbled, "do not fit together"), ("i", "ILSVRC2012", lambda folder: folder.mkdir(), "no folder val_dirs"),
-            ("j", "ImageNetV2-matched-frequency", lambda folder: folder.symlink_to(tree/"sketch"), "n01440764 is no class")]:
+            ("g", "imagenet-r", lambda folder: folder.symlink_to(tree/"sketch"),
+             "is a class of ImageNet, but none of the 200"),
+            ("h", "objectnet-1.0", garbled, "do not fit together"),
+            ("i", "ILSVRC2012", lambda folder: folder.mkdir(), "no folder val_dirs"),
+            ("j", "ImageNetV2-matched-frequency", lambda folder: folder.symlink_to(tree/"sketch"),
+             "n01440764 is no class")]:
         with pytest.raises(UserError, match=words) as caught: load_benchmark("imagenet", copy(name, folder, make))
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="parameter root"): load_benchmark("imagenet")
 
 
+def test_a_look_at_every_set(tree, tmp_path):
+    "Counts, and what is wrong with each set by itself; published counts are those of complete copies."
+    reports = {report.name: report for report in look_at_sets("imagenet", tree)}
+    assert list(reports) == list(imagenet.IMAGENET.counts) and imagenet.IMAGENET.counts["train"] == 1_281_167
+    assert all(report.error for name, report in reports.items() if name != "ObjectNet")
+    assert not reports["ObjectNet"].error and "not comparable" in reports["ObjectNet"].warning  # leniently
+    root = link(tree, tmp_path, "imagenet-r")
+    names = [report.name for report in look_at_sets(imagenet.IMAGENET, root, ["ImageNetR"])]
+    assert names == ["train", "ImageNet", "ImageNetR"]
+    assert "ImageNetR is not in" in look_at_sets(imagenet.IMAGENET, root, ["ImageNetR"])[-1].error
+    for arguments, words in [((), "parameter root"), ((root/"x",), "no folder"), ((root, ["R"]), "unknown eval")]:
+        with pytest.raises(UserError, match=words): look_at_sets("imagenet", *arguments)
+
+
 def command(folder, *words):
-    done = subprocess.run([sys.executable, "-m", "carot.cli", *words], cwd=folder, capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    done = subprocess.run([sys.executable, "-m", "carot.cli", *words], cwd=folder, capture_output=True, text=True,
+                          env=dict(os.environ, OMP_NUM_THREADS="1"))
     return done.returncode, done.stdout, done.stderr
 
 
-FEW = "--benchmark imagenet --model tiny --epochs 1 --batch-size 500 --warmup-steps 1 --threads 1 --workers 0 --no-preflight".split()
+FEW = ("--benchmark imagenet --model tiny --epochs 1 --batch-size 500 --warmup-steps 1 --threads 1 --workers 0 "
+       "--no-preflight").split()
 
 
 def test_a_broken_image_stops(tree, tmp_path):
@@ -189,22 +221,26 @@ def test_a_broken_image_stops(tree, tmp_path):
 
 
 def test_from_the_command_line(tree, tmp_path):
-    "The check, then every method for four steps on the whole tree, broken JPEG and strangers included, then the report."
+    "The check, then every method for four steps on the whole tree, broken JPEG and strangers included; the report."
     torch.manual_seed(0)
     save_clip(build_clip(TINY_VIT), tmp_path/"tiny")
-    code, out, err = command(tmp_path, "check", "--benchmark", "imagenet", "--root", str(tree), "--model", "tiny", "--threads", "1", "--workers", "0")
+    code, out, err = command(tmp_path, "check", "--benchmark", "imagenet", "--root", str(tree), "--model", "tiny",
+                             "--threads", "1", "--workers", "0")
     assert code == 2 and "lost+found" in out  # far fewer images than the real sets have
-    for name, n in {"train": "2,000", "ImageNet": "1,000", "ImageNetV2": "1,000", "ImageNetR": "200", "ImageNetA": "200", "ImageNetSketch": "1,000", "ObjectNet": "226"}.items():
+    counts = {"train": "2,000", "ImageNet": "1,000", "ImageNetV2": "1,000", "ImageNetR": "200", "ImageNetA": "200",
+              "ImageNetSketch": "1,000", "ObjectNet": "226"}
+    for name, n in counts.items():
         assert any(line.split()[:1] == [name] and n in line.split() for line in out.splitlines()), name
     code, out, err = command(tmp_path, "reproduce", *FEW, "--root", str(tree), "--on-bad-image", "skip", "--jobs", "2")
     assert code == 0, err
     folder = tmp_path/"expt_logs"/"imagenet"
     runs = {path.parent.name: path for path in folder.glob("*/*seed=1") if (path/"metrics.tsv").exists()}
-    assert set(runs) == set(METHODS)
+    assert set(runs) == set(all_methods())
     for method, path in runs.items():
         config = json.loads((path/"config.json").read_text())
         assert config["complete"] and config["steps"] == {"zs": 0, "lp-ft": 8}.get(method, 4)
-        assert [Path(name).name for name in config.get("skipped_images") or []] == ([] if method == "zs" else [f"{WNIDS[5]}_0.JPEG"])
+        skipped = [Path(name).name for name in config.get("skipped_images") or []]
+        assert skipped == ([] if method == "zs" else [f"{WNIDS[5]}_0.JPEG"])
         predictions = {file.stem: load_file(file) for file in (path/"predictions").glob("*.safetensors")}
         assert {name: tuple(p["logits"].shape) for name, p in predictions.items()} == {
             "ImageNet": (1000, 1000), "ImageNetV2": (1000, 1000), "ImageNetR": (200, 200), "ImageNetA": (200, 200),
@@ -212,7 +248,8 @@ def test_from_the_command_line(tree, tmp_path):
         assert "lost+found" in (path/"run.ipynb").read_text()  # the warning is on record
     for words in ("Table 2", "Avg. shifts", "CaRot"): assert words in out
     report = (folder/"report"/"report.ipynb").read_text()
-    for words in ("Beside the published figures", "as transcribed", "Not measured against the paper", "every other one of them"): assert words in report
+    for words in ("Beside the published figures", "as transcribed", "Not measured against the paper",
+                  "every other one of them"): assert words in report
 
 
 @pytest.fixture(scope="module")
@@ -221,18 +258,21 @@ def vit():
     return load_clip("ViT-B-16", "random")
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "zs"])
+@pytest.mark.parametrize("method", [name for name, method in all_methods().items() if method.trains])
 def test_a_step_of_vit_b_16(tree, vit, method):
     "Random weights, 224 pixels, ten classes: one optimizer step moves what it should, on the CPU."
-    clip, train, plain, tokenizer = copy.deepcopy(vit[0]), *vit[1:]
+    clip, train, _, tokenizer = copy.deepcopy(vit[0]), *vit[1:]
     names, templates = imagenet.names_and_templates()
     folder, first = tree/"ILSVRC2012"/"val_dirs", {wnid: i for i, wnid in enumerate(WNIDS[:10])}
     images = scan_classes(folder, first, train, ignore=WNIDS[10:])
     ten = Benchmark("ten", names[:10], templates[:1], images, images, {"ImageNet": EvalSet(images, True)})
-    before = {name: p.detach().clone() for name, p in clip.named_parameters() if "resblocks.0.attn.in_proj_weight" in name or "proj" == name.split(".")[-1]}
-    trained = fine_tune(clip, tokenizer, ten, method, epochs=1, batch_size=10, warmup_steps=1, lr=1e-5, precision="fp32", device="cpu")
+    before = {name: p.detach().clone() for name, p in clip.named_parameters()
+              if "resblocks.0.attn.in_proj_weight" in name or name.split(".")[-1] == "proj"}
+    trained = fine_tune(clip, tokenizer, ten, method, epochs=1, batch_size=10, warmup_steps=1, lr=1e-5, workers=0,
+                        precision="fp32", device="cpu")
     steps = [row for row in trained.log if row.get("stage", "train") == "train"]
-    assert len(steps) == 1 and np.isfinite(steps[0]["loss"]) and clip.visual.preprocess_cfg["size"] in (224, (224, 224), [224, 224])
+    assert len(steps) == 1 and np.isfinite(steps[0]["loss"])
+    assert clip.visual.preprocess_cfg["size"] in (224, (224, 224), [224, 224])
     moved = {name: not torch.equal(p, before[name]) for name, p in clip.named_parameters() if name in before}
     assert any("visual" in name for name in moved) and any(name.startswith("transformer") for name in moved)
     for name, was in moved.items():

@@ -9,14 +9,14 @@ import nbformat
 import papermill
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted(f for f in [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("expt_logs/*/*/**/*.ipynb")] if ".ipynb_checkpoints" not in f.parts)
-RUN_NOTEBOOKS = sorted(ROOT.glob("nbs/runs/*.ipynb"))
-PARAMETERS = """benchmark root model pretrained method epochs batch_size micro_batch_size accumulation_steps lr weight_decay warmup_steps
-label_smoothing orthogonality_coef cross_norm_coef distillation_coef teacher_update_every teacher_momentum_start teacher_momentum_end
-teacher_warmup_fraction eval_sets eval_batch_size eval_every on_bad_image workers checkpoint_every checkpoint_minutes seed report_to
-precision device threads out""".split()
+from carot.cli import command_options
+from carot.runs.settings import notebook_parameters, parameters_cell
 
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted(f for f in [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("expt_logs/reference/*/*/**/*.ipynb")]
+                   if ".ipynb_checkpoints" not in f.parts)
+CHAPTERS = sorted(f for f in ROOT.glob("nbs/[1-6]_*/**/*.ipynb") if ".ipynb_checkpoints" not in f.parts)
+RUN_NOTEBOOKS = sorted(ROOT.glob("nbs/runs/*.ipynb"))
 def ids(file): return str(file.relative_to(ROOT))
 
 def body(cell): return re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip()
@@ -32,7 +32,7 @@ def test_executed_without_errors_or_machine_paths(file):
     for place in {str(ROOT), str(Path.home()), sys.prefix} - {"/"}: assert f"{place}/" not in text
     assert "papermill" not in notebook.metadata
 
-@pytest.mark.parametrize("file", sorted(ROOT.glob("nbs/[0-9]*.ipynb")), ids=ids)
+@pytest.mark.parametrize("file", CHAPTERS, ids=ids)
 def test_chapter_opens_with_title_and_summary(file):
     cells = nbformat.read(file, 4).cells
     assert cells[0].source.startswith("#| default_exp ")
@@ -49,7 +49,28 @@ def test_parameters_are_typed_and_commented_and_survive_cleaning(file, tmp_path)
     subprocess.run([Path(sys.executable).parent/"nbdev_clean", "--fname", tmp_path/file.name], cwd=tmp_path, check=True)
     parameters = papermill.inspect_notebook(str(tmp_path/file.name))
     assert parameters
-    for name, p in parameters.items(): assert p["inferred_type_name"] in ("int", "float", "str", "bool") and p["help"], name
+    for name, p in parameters.items():
+        assert p["inferred_type_name"] in ("int", "float", "str", "bool") and p["help"], name
 
-def test_names_of_the_run_parameters():
-    assert list(papermill.inspect_notebook(str(ROOT/"nbs/runs/fine_tune.ipynb"))) == PARAMETERS
+def test_the_run_notebook_has_the_declared_parameters():
+    "Names, types, order and meaning; papermill reads them as we do."
+    file = ROOT/"nbs"/"runs"/"fine_tune.ipynb"
+    cell = next(cell for cell in nbformat.read(file, 4).cells if "parameters" in cell.metadata.get("tags", []))
+    assert cell.source == parameters_cell()
+    found = {name: (p["inferred_type_name"], p["help"]) for name, p in papermill.inspect_notebook(str(file)).items()}
+    assert found == {name: (about.kind.__name__, about.help) for name, about in notebook_parameters(file).items()}
+
+@pytest.mark.parametrize("file", RUN_NOTEBOOKS, ids=ids)
+def test_parameters_are_read_as_papermill_reads_them(file):
+    assert list(notebook_parameters(file)) == list(papermill.inspect_notebook(str(file)))
+
+def test_the_tour_is_short_and_of_the_package():
+    "Fifteen cells of code from images to a calibrated model."
+    cells = [cell for cell in nbformat.read(ROOT/"nbs"/"00_tour.ipynb", 4).cells if cell.cell_type == "code"]
+    assert len(cells) <= 20 and "carot" in cells[0].source
+
+def test_the_comparison_notebook_and_the_command_are_one():
+    "Parameters of `nbs/runs/reproduce.ipynb` are those of `carot reproduce`, with the same types."
+    command = command_options("reproduce").known
+    for name, about in notebook_parameters(ROOT/"nbs"/"runs"/"reproduce.ipynb").items():
+        assert command[name].kind is about.kind, name

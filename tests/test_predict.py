@@ -10,8 +10,9 @@ import pytest
 from carot.calibration import fit_temperature, softmax
 from carot.clip import save_clip
 from carot.core import UserError
-from carot.evaluate import classifier, predict_sets
-from carot.predict import list_files, load_classes, open_checkpoint, predict, save_classes
+from carot.evaluate import classifier, load_classes, predict_sets, save_classes
+from carot.methods.base import find_method
+from carot.predict import classify_files, list_files, open_checkpoint
 from carot.train import fine_tune
 
 SETTINGS = dict(epochs=2, batch_size=16, lr=1e-3, warmup_steps=2, teacher_update_every=2, device="cpu")
@@ -30,7 +31,9 @@ def make_run(tiny_clip, toy, tmp_path):
     for i in range(len(raw)): raw[i][0].save(tmp_path/"new"/f"{i:02d}.png")
     def make(method):
         run = tmp_path/method
-        trained = fine_tune(copy.deepcopy(clip), tokenizer, toy, method, **SETTINGS, out=run)
+        uses = find_method(method).uses
+        settings = {name: value for name, value in SETTINGS.items() if uses(name)}
+        trained = fine_tune(copy.deepcopy(clip), tokenizer, toy, method, **settings, out=run)
         predictions = predict_sets(classifier(trained, tokenizer, toy), toy, out=run)
         save_classes(run, toy)
         return run, predictions
@@ -42,34 +45,39 @@ def test_the_same_as_in_evaluation(make_run, method, tmp_path):
     run, predictions = make_run(method)
     T = fit_temperature(predictions["val"].logits, predictions["val"].labels)
     for temperature, value in [("auto", T), (1, 1.0), ("2.5", 2.5)]:
-        table = predict(run, tmp_path/"new", tmp_path/"t.tsv", temperature, device="cpu")
+        table = classify_files(run, tmp_path/"new", tmp_path/"t.tsv", temperature, device="cpu")
         probs = softmax(predictions["Toy"].logits / value)
         assert list(table["class"]) == [["red", "green", "blue", "yellow"][c] for c in probs.argmax(1)]
         assert np.allclose(table.confidence, probs.max(1), atol=1e-5)
-        assert np.allclose(table.second_confidence, np.sort(probs)[:, -2], atol=1e-5) and (table["class"] != table.second).all()
+        assert np.allclose(table.second_confidence, np.sort(probs)[:, -2], atol=1e-5)
+        assert (table["class"] != table.second).all()
     assert open_checkpoint(run/"student", "cpu")[3] == run/"predictions"/"val.safetensors"
 
 
 def test_loader_processes_and_batches_change_nothing(make_run, tmp_path):
     run, _ = make_run("carot")
     (tmp_path/"new"/"bad.png").write_bytes(b"")
-    tables = [predict(run, tmp_path/"new", None, batch_size=b, workers=w, device="cpu") for b, w in [(256, 0), (3, 0), (1, 2)]]
-    assert tables[0][["file", "class", "error"]].equals(tables[1][["file", "class", "error"]]) and tables[0].file.equals(tables[2].file)
-    for table in tables[1:]: assert np.allclose(table.confidence.dropna(), tables[0].confidence.dropna(), atol=1e-6)
+    ways, columns = [(256, 0), (3, 0), (1, 2)], ["file", "class", "error"]
+    tables = [classify_files(run, tmp_path/"new", None, batch_size=b, workers=w, device="cpu") for b, w in ways]
+    for table in tables[1:]:
+        assert table[columns].equals(tables[0][columns])
+        assert np.allclose(table.confidence.dropna(), tables[0].confidence.dropna(), atol=1e-6)
 
 
 def test_the_teacher_has_no_temperature(make_run, tmp_path, capsys):
     run, _ = make_run("carot")
-    predict(run/"teacher", tmp_path/"new", None, device="cpu")
+    classify_files(run/"teacher", tmp_path/"new", None, device="cpu")
     assert "temperature 1.000 (not fitted" in capsys.readouterr().out
-    predict(run, tmp_path/"new", None, device="cpu")
+    classify_files(run, tmp_path/"new", None, device="cpu")
     assert "(fitted on the 12 validation images of the run)" in capsys.readouterr().out
 
 
 def test_zero_shot_run_and_run_without_classes(make_run, tmp_path):
     run, predictions = make_run("zs")
-    (run/"config.json").write_text(json.dumps({"parameters": {"method": "zs", "model": str(tmp_path/"tiny"), "pretrained": None, "benchmark": "glyphs", "root": None}}))
-    assert np.allclose(predict(run, tmp_path/"new", None, 1, device="cpu").confidence, softmax(predictions["Toy"].logits).max(1), atol=1e-5)
+    model = {"model": str(tmp_path/"tiny"), "pretrained": None}
+    (run/"config.json").write_text(json.dumps({"parameters": {"method": "zs", "benchmark": "glyphs", "root": None} | model}))
+    table = classify_files(run, tmp_path/"new", None, 1, device="cpu")
+    assert np.allclose(table.confidence, softmax(predictions["Toy"].logits).max(1), atol=1e-5)
     (run/"classes.json").unlink()
     assert len(load_classes(run).classnames) == 100  # those of the benchmark in config.json
 
@@ -84,11 +92,12 @@ def test_other_files_are_reported_not_fatal(make_run, tmp_path, capsys):
     (new/"deep"/"er").mkdir(parents=True)
     shutil.copy(new/"00.png", new/"deep"/"er"/"tab\there größer.png")
     (new/"loop").symlink_to(new)
-    predict(run, new, tmp_path/"out"/"p.tsv", device="cpu")
+    classify_files(run, new, tmp_path/"out"/"p.tsv", device="cpu")
     table = pd.read_csv(tmp_path/"out"/"p.tsv", sep="\t")
-    assert len(table) == 20 + 3 + 1 and table.error.notna().sum() == 3  # hidden files and links to folders are not looked at
+    assert len(table) == 20 + 3 + 1 and table.error.notna().sum() == 3  # hidden files, links to folders are left out
     bad = table[table.error.notna()]
-    assert bad[["class", "confidence"]].isna().all().all() and "the file is empty" in bad.set_index("file").error[str(new/"empty.jpg")]
+    assert bad[["class", "confidence"]].isna().all().all()
+    assert "the file is empty" in bad.set_index("file").error[str(new/"empty.jpg")]
     row = table[table.file == str(new/"deep"/"er"/"tab\there größer.png")].iloc[0]
     assert row.confidence == table.confidence[table.file == str(new/"00.png")].item()
     out = capsys.readouterr().out
@@ -97,38 +106,49 @@ def test_other_files_are_reported_not_fatal(make_run, tmp_path, capsys):
 
 def test_a_list_and_a_single_image(make_run, tmp_path):
     run, _ = make_run("ft")
-    (tmp_path/"list.txt").write_text(f"\ufeff{tmp_path}/new/03.png\r\n\n{tmp_path}/new/gone.png\n{tmp_path}/new/01.png\n")
-    table = predict(run, tmp_path/"list.txt", None, device="cpu")
-    assert [file[-6:] for file in table.file] == ["03.png", "ne.png", "01.png"] and table.error.notna().tolist() == [False, True, False]
+    new = tmp_path/"new"
+    (tmp_path/"list.txt").write_text(f"\ufeff{new}/03.png\r\n\n{new}/gone.png\n{new}/01.png\n")
+    table = classify_files(run, tmp_path/"list.txt", None, device="cpu")
+    assert [file[-6:] for file in table.file] == ["03.png", "ne.png", "01.png"]
+    assert table.error.notna().tolist() == [False, True, False]
     assert list_files(tmp_path/"new"/"03.png") == [str(tmp_path/"new"/"03.png")]
 
 
 def test_thousands_of_bad_files_are_not_printed_one_by_one(make_run, tmp_path, capsys):
     run, _ = make_run("ft")
     for i in range(40): (tmp_path/"new"/f"bad{i}.jpg").touch()
-    predict(run, tmp_path/"new", None, device="cpu")
+    classify_files(run, tmp_path/"new", None, device="cpu")
     out = capsys.readouterr().out
     assert out.count("\n") == 12 and "40 files skipped in all" in out
 
 
-REFUSED = {
-    "no checkpoint": (lambda run, new: predict(run/"nowhere", new), "there is no folder .*nowhere"),
-    "no run": (lambda run, new: predict(new, new), "neither classes.json nor config.json"),
-    "unfinished": (lambda run, new: [shutil.rmtree(run/"student"), predict(run, new)], "training has not ended"),
-    "damaged classes": (lambda run, new: [(run/"classes.json").write_text("{"), predict(run, new)], "classes.json is not valid JSON"),
-    "damaged weights": (lambda run, new: [(run/"student"/"open_clip_model.safetensors").write_bytes(b"x"), predict(run, new)], "not a checkpoint"),
-    "damaged validation": (lambda run, new: [(run/"predictions"/"val.safetensors").write_bytes(b"x"), predict(run, new)], "cannot read .*val.safetensors"),
-    "no images": (lambda run, new: predict(run, new/"nowhere"), "there is no folder or file"),
-    "empty folder": (lambda run, new: [(new/"empty").mkdir(), predict(run, new/"empty")], "there is no file in"),
-    "nothing readable": (lambda run, new: [(new/"bad").mkdir(), (new/"bad"/"a").touch(), predict(run, new/"bad")], "none of the 1 files in .*the file is empty"),
-    "temperature": (lambda run, new: predict(run, new, None, "0"), "temperature must be auto or a positive number, not '0'"),
-    "temperature nan": (lambda run, new: predict(run, new, None, "nan"), "temperature must be auto"),
-    "device": (lambda run, new: predict(run, new, None, device="gpu"), "unknown device 'gpu'"),
+def damage(file, content=b"x"):
+    "another file in its place, for the old one may be open"
+    file.unlink()
+    file.write_bytes(content)
+
+def empty_folder(new): (new/"empty").mkdir(); return new/"empty"
+def unreadable(new): (new/"bad").mkdir(); (new/"bad"/"a").touch(); return new/"bad"
+
+REFUSED = {  # fault: (what is done to run and images; returns what else is asked for, words of the message)
+    "no checkpoint": (lambda run, new: dict(checkpoint=run/"nowhere"), "there is no folder .*nowhere"),
+    "no run": (lambda run, new: dict(checkpoint=new), "neither classes.json nor config.json"),
+    "unfinished": (lambda run, new: shutil.rmtree(run/"student"), "training has not ended"),
+    "damaged classes": (lambda run, new: damage(run/"classes.json", b"{"), "classes.json is not valid JSON"),
+    "damaged weights": (lambda run, new: damage(run/"student"/"open_clip_model.safetensors"), "not a checkpoint"),
+    "damaged validation": (lambda run, new: damage(run/"predictions"/"val.safetensors"), "cannot read .*val.safetensors"),
+    "no images": (lambda run, new: dict(images=new/"nowhere"), "there is no folder or file"),
+    "empty folder": (lambda run, new: dict(images=empty_folder(new)), "there is no file in"),
+    "nothing readable": (lambda run, new: dict(images=unreadable(new)), "none of the 1 files in .*the file is empty"),
+    "temperature": (lambda run, new: dict(temperature="0"), "temperature must be auto or a positive number, not '0'"),
+    "temperature nan": (lambda run, new: dict(temperature="nan"), "temperature must be auto"),
+    "device": (lambda run, new: dict(device="gpu"), "unknown device 'gpu'"),
 }
 
 @pytest.mark.parametrize("fault", REFUSED)
 def test_refused_in_one_line(make_run, tmp_path, fault):
     run, _ = make_run("flyp")
-    call, words = REFUSED[fault]
-    with pytest.raises(UserError, match=words) as error: call(run, tmp_path/"new")
+    spoil, words = REFUSED[fault]
+    asked = dict(checkpoint=run, images=tmp_path/"new", out=None) | (spoil(run, tmp_path/"new") or {})
+    with pytest.raises(UserError, match=words) as error: classify_files(**asked)
     assert "\n" not in str(error.value)

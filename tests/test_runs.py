@@ -1,12 +1,10 @@
-"Runs under faults: kills, crashes, two processes at once, other parameters, strange names."
-import itertools
+"Runs under faults: kills, crashes, two processes at once, other settings, strange names."
 import json
-import os
-import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -14,21 +12,19 @@ import psutil
 import pytest
 
 from carot import commands
-from carot.runs import execute
-from carot.runs import jobs
-from carot.runs import records
-from carot.runs import settings
 from carot.core import UserError
+from carot.runs import execute, jobs, records
+from carot.runs.settings import notebook_parameters, parameters_cell, resolve
 
-METRICS = "set\tid\tn\tmetric\tvalue\nTest\tTrue\t10\taccuracy\t0.8\nTest\tTrue\t10\tece\t0.1\nDark\tFalse\t10\taccuracy\t0.5\nDark\tFalse\t10\tece\t0.2\n"
+METRICS = ("set\tid\tn\tmetric\tvalue\nTest\tTrue\t10\taccuracy\t0.8\nTest\tTrue\t10\tece\t0.1\n"
+           "Dark\tFalse\t10\taccuracy\t0.5\nDark\tFalse\t10\tece\t0.2\n")
 RUN = """\
 import os, pathlib, signal, sys, time
 from carot.core import UserError
 from carot.runs.records import open_run
-from carot.runs.settings import resolve
-given = {k: globals()[k] for k in NAMES}
+from carot.runs.settings import asked_in, resolve
 if batch_size == 2: raise UserError("batch_size 2 is for nobody; take 3")
-run = open_run(*resolve(given), steps=3)
+run = open_run(resolve(asked_in(globals())), steps=3)
 print(pathlib.Path.cwd()/"data", sys.prefix, file=sys.stderr)
 if batch_size == 3: os.kill(os.getpid(), signal.SIGKILL)
 if batch_size == 4 and method == "lp": raise IndexError("beyond\\nthe end")
@@ -36,29 +32,32 @@ if batch_size == 4 and method == "lp": raise IndexError("beyond\\nthe end")
 while (run.path.parent.parent.parent/"hold").exists(): time.sleep(0.1)
 if not run.complete:
     (run.path/"metrics.tsv").write_text(METRICS)
-    run.finish(seconds={"total": 1.0})"""
+    run.finish(seconds={"total": 1.0})""".replace("METRICS", repr(METRICS))
+OUT = 'out: str = "expt_logs"'
 
 
 def write_notebook(path, *cells):
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells], metadata={"kernelspec": kernel})
+    cells = [nbformat.v4.new_code_cell(source) for source in cells]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
     notebook.cells[0].metadata["tags"] = ["parameters"]
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)
     return path
 
 
-KINDS = {k: "str" if v is None else type(v).__name__ for k, v in settings.PAPER.items()}
-PARAMETERS_OF_ALL = "\n".join(f"{name}: {kind} = None  # what {name} is" for name, kind in KINDS.items())
-
 def standin(path):
     "A run notebook with all parameters, which trains nothing and fails in many ways."
-    return write_notebook(path, PARAMETERS_OF_ALL, RUN.replace("NAMES", repr(list(KINDS))).replace("METRICS", repr(METRICS)))
+    return write_notebook(path, parameters_cell(), RUN)
 
 
 def standin_report(path):
-    return write_notebook(path, 'benchmark: str = "glyphs"  # which\nout: str = "expt_logs"  # where\nselect: str = ""  # some',
-                          'from pathlib import Path\nfolder = Path(out, benchmark, "report")\nfolder.mkdir(exist_ok=True)\n(folder/"table2.md").write_text(f"| table of {select} |")')
+    parameters = f'benchmark: str = "glyphs"  # which\n{OUT}  # where\nselect: str = ""  # some'
+    return write_notebook(path, parameters, """\
+from carot.runs.settings import benchmark_folder
+folder = benchmark_folder(out, benchmark)/"report"
+folder.mkdir(exist_ok=True)
+(folder/"table2.md").write_text(f"| table of {select} |")""")
 
 
 @pytest.fixture
@@ -85,94 +84,104 @@ def python(code, *arguments, **keywords):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords)
 
 
-# names
-
-TEXTS = ["a", "A", "a/b", "c/b", "a b", "a_b", "a,b", "a=b", "a,seed=1", "a,lr=1", ".", "..", "../..", "None", "nan", "é", "è", "é/a",
-         "x" * 60, "x" * 61, "x" * 300, "x" * 299 + "y", "a\nb", "a\tb", "-a", "b-0123abcd", "C:\\data", "~/data", "a|b", "b/", "b\\", "1", "1.0"]
-TEXTS += [settings.spell(text) for text in TEXTS if settings.spell(text) != text]  # what a spelled one looks like
-NUMBERS = [0.1, 0.1 + 1e-17, 0.1 + 1e-16, 0.1 + 2e-16, 1 / 3, 0.333333, 1e-5, 1.0000001e-5, 1.0, 1e22, 123456.0, 1234567.0, 1234567.5, 5e-324]
-
-
-def test_different_settings_have_different_names(tmp_path):
-    settings = [{}] + [{"pretrained": text} for text in TEXTS] + [{"model": text} for text in TEXTS] + [{"lr": lr} for lr in NUMBERS]
-    settings += [{"seed": 2}, {"epochs": 3}, {"epochs": 31}, {"eval_sets": "a"}, {"warmup_steps": 0}, {"workers": 0, "seed": 3}]
-    settings += [{"model": a, "pretrained": b} for a, b in itertools.product(TEXTS[:14], repeat=2)]
-    settings += [{"model": "m" * 59, "pretrained": "p" * 59, "eval_sets": "e" * 59, "precision": "fp32", "epochs": n} for n in (1, 2)]
-    resolved = [settings.resolve(given) for given in settings]
-    unequal = {json.dumps(parameters, sort_keys=True) for parameters, _ in resolved}
-    names = {json.dumps(parameters, sort_keys=True): settings.run_name(parameters, defaults) for parameters, defaults in resolved}
-    assert len(set(names.values())) == len(unequal) > 200
-    for name in names.values():
-        assert re.fullmatch(r"[\w.,=+-]+", name, re.ASCII) and len(name) < 240
-        (tmp_path/name).mkdir()
-
-
-def test_a_new_parameter_and_another_order_rename_nothing():
-    for given in ({}, {"lr": 1e-3, "seed": 3, "epochs": 2}, {"pretrained": "a b"}):
-        parameters, defaults = settings.resolve(given)
-        name = settings.run_name(parameters, defaults)
-        assert settings.run_name({"added": 3} | dict(reversed(parameters.items())), {"added": 3} | defaults) == name
-        assert name.endswith(f"seed={parameters['seed']}")
-
+# planning
 
 @pytest.mark.parametrize("given, words", [
-    ({"lrr": 1.0}, "did you mean 'lr'"), ({"method": "fit"}, "did you mean 'ft'"), ({"method": 3}, "method takes str, not 3"),
-    ({"epochs": "3"}, "epochs takes int, not '3' (epochs: what epochs is)"), ({"epochs": 3.0}, "takes int"), ({"epochs": True}, "takes int"),
-    ({"lr": float("nan")}, "takes float, not nan"), ({"lr": float("inf")}, "takes float"), ({"lr": -1.0}, "lr must be at least 0"),
-    ({"batch_size": 0}, "at least 1"), ({"label_smoothing": 1.5}, "at most 1"), ({"seed": -1}, "at least 0"),
-    ({"device": "cuda:99"}, "unknown device"), ({"precision": "half"}, "unknown precision"), ({"benchmark": "imagnet"}, "unknown benchmark"),
-    ({"root": "/no/such/folder"}, "no folder"), ({"root": ""}, "root is empty"), ({"method": "flyp", "teacher_momentum_end": 0.5}, "flyp does not use"),
-    ({"out": "odd {name}/run.ipynb"}, "is a file")])
+    ({"lrr": 1.0}, "did you mean 'lr'"), ({"method": "fit"}, "did you mean 'ft'"), ({"lr": -1.0}, "lr must be at least 0"),
+    ({"epochs": "3"}, "epochs takes int, not '3' (epochs: passes over the training set)"),
+    ({"device": "cuda:99"}, "cuda:99"), ({"root": "/no/such/folder"}, "no folder"),
+    ({"out": "odd {name}/run.ipynb"}, "is a file"),
+    ({"method": "flyp", "teacher_momentum_end": 0.5}, "flyp does not use")])
 def test_wrong_parameters_are_one_line_and_leave_nothing(notebook, tmp_path, monkeypatch, given, words):
     monkeypatch.chdir(tmp_path)
     before = tree(tmp_path)
-    with pytest.raises(UserError) as error: execute.run(notebook, **given)
+    with pytest.raises(UserError) as error: execute.make_run(notebook, **given)
     assert words in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(UserError) as error: commands.reproduce(notebook=notebook, **given)
-    assert words in str(error.value) or "not method or seed" in str(error.value)
+    assert words in str(error.value) or "method" in str(error.value)
     assert tree(tmp_path) == before
 
 
-def test_unwritable_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-    with pytest.raises(UserError, match="no permission"): settings.resolve({"out": str(tmp_path/"logs")})
-
-
-def test_reproduce_gives_parameters_to_those_who_use_them(notebook):
-    jobs = jobs.plan(list(settings.METHOD_DEFAULTS), 2, {"distillation_coef": 0.5, "epochs": 2})
-    assert [str(job).split() for job in jobs if job.parameters["seed"] == 1] == [
-        ["zs", "seed=1"], *[[m, "epochs=2,seed=1"] for m in ("lp", "ft", "lp-ft", "flyp")], ["carot", "distillation_coef=0.5,epochs=2,seed=1"]]
-    assert len(jobs) == 11
-    for bad in ({"seeds": 0}, {"jobs": 0}, {"methods": ["fit"]}):
+def test_a_comparison_gives_settings_to_those_who_use_them(notebook):
+    names = ["carot", "zs", "lp", "flyp", "ft", "lp-ft"]
+    planned = jobs.plan_runs(names, 2, {"distillation_coef": 0.5, "epochs": 2})
+    assert [str(job).split() for job in planned if job.parameters["seed"] == 1] == [
+        ["zs", "seed=1"], *[[m, "epochs=2,seed=1"] for m in ("lp", "ft", "lp-ft", "flyp")],
+        ["carot", "distillation_coef=0.5,epochs=2,seed=1"]]
+    assert len(planned) == 11
+    for bad in ({"seeds": 0}, {"jobs": 0}, {"methods": "fit"}):
         with pytest.raises(UserError): commands.reproduce(notebook=notebook, **bad)
-    with pytest.raises(UserError, match="none of the methods zs, ft uses distillation_coef"): jobs.plan(["zs", "ft"], 1, {"distillation_coef": 0.5})
+    with pytest.raises(UserError, match="none of the methods zs, ft uses distillation_coef"):
+        jobs.plan_runs(["zs", "ft"], 1, {"distillation_coef": 0.5})
 
 
-def test_defaults_come_from_benchmark_then_method_then_paper(monkeypatch):
-    monkeypatch.setattr(runs, "benchmark_defaults", lambda benchmark, method: {"epochs": 2, "pretrained": None})
-    parameters, _ = settings.resolve({"method": "ft", "batch_size": None, "weight_decay": 0})
-    assert [parameters[k] for k in ("epochs", "pretrained", "lr", "batch_size", "weight_decay")] == [2, None, 3e-5, 512, 0.0]
+def test_what_is_said_where_output_is_no_terminal(capsys):
+    job = jobs.job_for({"method": "ft"})
+    job.began, screen = time.monotonic() - 725, jobs.Screen()
+    for _ in range(3): screen.draw([job], [job], 0)
+    screen.told[job.path] -= 301
+    screen.draw([job], [job], 0)
+    screen.clear()
+    assert capsys.readouterr().out.splitlines() == ["ft     seed=1  started", "ft     seed=1  12:05"]
 
 
 # directories
 
-def test_other_parameters_are_refused_and_new_ones_are_not(tmp_path):
-    parameters, defaults = settings.resolve({"out": tmp_path})
-    records.open_run(parameters, defaults).finish()
-    path = settings.run_directory(parameters, defaults)
+def with_settings(run, **settings):
+    "The same run with other settings, as if they were its defaults."
+    return replace(run, settings=replace(run.settings, **settings), defaults=replace(run.defaults, **settings))
+
+
+def test_other_settings_are_refused_and_new_ones_are_not(tmp_path):
+    run = resolve({"out": tmp_path})
+    records.open_run(run).finish()
     before = tree(tmp_path)
-    with pytest.raises(UserError, match="epochs was .* and is now 77"): records.open_run(parameters | {"epochs": 77}, defaults | {"epochs": 77})
-    assert records.open_run(parameters | {"added": 1, "workers": 9}, defaults | {"added": 1}).complete
+    with pytest.raises(UserError, match="epochs was .* and is now 77"): records.open_run(with_settings(run, epochs=77))
+    assert records.open_run(with_settings(run, workers=9, micro_batch_size="auto", report_to="wandb")).complete
     assert tree(tmp_path) == before
-    (path/"config.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"): records.open_run(parameters, defaults)
+    config = records.read_config(run.directory)
+    config["parameters"] = {k: v for k, v in config["parameters"].items() if k != "label_smoothing"} | {"former": 1}
+    (run.directory/"config.json").write_text(json.dumps(config))
+    assert records.open_run(with_settings(run, label_smoothing=0.0)).complete  # the record does not know it
+    (run.directory/"config.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"): records.open_run(run)
+
+
+# of a record made before settings were a method's own: every parameter there was
+BEFORE = {"benchmark": "glyphs", "root": None, "model": "glyphs", "pretrained": None, "epochs": 6, "batch_size": 64,
+          "micro_batch_size": None, "accumulation_steps": 1, "report_to": None, "lr": 0.001, "weight_decay": 0.1,
+          "warmup_steps": 20, "label_smoothing": 0.0, "orthogonality_coef": 0.2, "cross_norm_coef": 0.05,
+          "distillation_coef": 1.5, "teacher_update_every": 6, "teacher_momentum_start": 0.05, "teacher_momentum_end": 0.9,
+          "teacher_warmup_fraction": 0.2,
+          "eval_sets": None, "eval_batch_size": 250, "eval_every": 0, "on_bad_image": "stop", "workers": 0, "seed": 1,
+          "checkpoint_every": 0, "checkpoint_minutes": 10.0, "precision": "auto", "device": "auto", "threads": 1,
+          "out": "expt_logs"}
+
+
+@pytest.mark.parametrize("method, own", [("zs", {}), ("lp", {"lr": 0.01}), ("lp-ft", {}), ("carot", {})])
+def test_records_made_before_are_found_and_go_on(tmp_path, method, own):
+    run = resolve({"method": method, "out": str(tmp_path)})
+    run.directory.mkdir(parents=True)
+    for complete in (True, False):
+        config = {"parameters": BEFORE | own | {"method": method}, "asked": {}, "complete": complete, "started": "then"}
+        (run.directory/"config.json").write_text(json.dumps(config))
+        (run.directory/"metrics.tsv").write_text(METRICS)
+        assert records.check_same(run) == config
+        opened = records.open_run(run, steps=3)
+        assert opened.complete == complete and opened.config["started"] == "then"
+    assert ("probe_lr" in records.read_config(run.directory)["parameters"]) == (method == "lp-ft")
+    opened.finish(seconds={"total": 1.0})
+    other = resolve({"method": method, "out": str(tmp_path), "seed": 2}) if run.method.seeded else run
+    records.open_run(other).finish(seconds={"total": 1.0})  # extended
+    (other.directory/"metrics.tsv").write_text(METRICS)
+    assert [run.state for run in records.find_runs(tmp_path, "glyphs")] == ["complete"] * (1 + run.method.seeded)
 
 
 HOLD = """\
 import sys, time
 from carot.runs.records import open_run
 from carot.runs.settings import resolve
-open_run(*resolve({"out": sys.argv[1]}))
+open_run(resolve({"out": sys.argv[1]}))
 print("open", flush=True)
 time.sleep(60)"""
 
@@ -180,21 +189,27 @@ time.sleep(60)"""
 def test_one_process_at_a_time_and_no_stale_lock(tmp_path, monkeypatch):
     holder = python(HOLD, tmp_path)
     assert holder.stdout.readline() == "open\n"
-    resolved = settings.resolve({"out": tmp_path})
+    run = resolve({"out": tmp_path})
     before = tree(tmp_path)
     monkeypatch.setattr(records.lock, "__defaults__", (0.3,))
-    with pytest.raises(UserError, match=f"another process .pid {holder.pid} on .*is working in"): records.open_run(*resolved)
+    with pytest.raises(UserError, match=f"another process .pid {holder.pid} on .*is working in"): records.open_run(run)
     assert tree(tmp_path) == before
-    (settings.run_directory(*resolved)/".config.json.abcd1234").write_text("left by a killed process")
+    (run.directory/".config.json.abcd1234").write_text("left by a killed process")
     holder.kill()
     holder.communicate()
-    path = records.open_run(*resolved).path
-    assert sorted(p.name for p in path.iterdir()) == [".lock", "config.json"]
+    opened = records.open_run(run)
+    assert records.open_run(run).path == opened.path  # the same process may come back
+    assert sorted(p.name for p in opened.path.iterdir()) == [".lock", ".locked_by", "config.json"]
+    opened.finish()
+    assert not (opened.path/".locked_by").exists()
 
 
 # execution
 
-REPRODUCE = "import sys; from carot.runs import reproduce; reproduce(['ft'], notebook=sys.argv[1], out=sys.argv[2], batch_size=4)"
+REPRODUCE = """\
+import sys
+from carot.commands import reproduce
+reproduce("ft", notebook=sys.argv[1], out=sys.argv[2], batch_size=4)"""
 
 
 def test_kill_goes_on_and_one_failure_stops_nobody_else(notebook, tmp_path, capsys):
@@ -214,70 +229,72 @@ def test_kill_goes_on_and_one_failure_stops_nobody_else(notebook, tmp_path, caps
 
     (out/"hold").unlink()
     report = standin_report(tmp_path/"report.ipynb")
-    assert commands.reproduce(["lp", "ft"], jobs=2, notebook=notebook, report_notebook=report, out=out, batch_size=4) == 1
+    code = commands.reproduce("lp,ft", jobs=2, notebook=notebook, report_notebook=report, out=str(out), batch_size=4)
+    assert code == 1
     text, errors = capsys.readouterr()
-    assert "ft     batch_size=4,seed=1  accuracy: ID 80.0 %, shifts 50.0 %   ECE: ID 0.100, shifts 0.200   1 s\n" in text
+    line = "accuracy: ID 80.0 %, shifts 50.0 %   ECE: ID 0.100, shifts 0.200   1 s"
+    assert f"ft     batch_size=4,seed=1  {line}\n" in text and "ft     batch_size=4,seed=1  started\n" in text
     failed = out/"glyphs"/"lp"/"batch_size=4,seed=1"/"run.failed.ipynb"
     assert errors == f"carot: error: lp     batch_size=4,seed=1: IndexError: beyond the end (see {failed})\n"
     assert "| table of batch_size=4 |" in text and "report.ipynb" in text
     for written in (pid.parent/"run.ipynb", failed):
-        assert '"papermill"' not in written.read_text() and sys.prefix not in written.read_text() and f"{Path.cwd()}/" not in written.read_text()
+        for word in ('"papermill"', sys.prefix, f"{Path.cwd()}/"): assert word not in written.read_text()
 
     before = tree(pid.parent)
-    assert execute.run(notebook, method="ft", out=out, batch_size=4, workers=0) == pid.parent
+    assert execute.make_run(notebook, method="ft", out=out, batch_size=4, workers=0) == pid.parent
     assert tree(pid.parent) == before
 
 
 def test_errors_in_the_kernel(notebook, tmp_path, capsys):
     before = tree(tmp_path)
     assert jobs.run_all(notebook, [jobs.job_for({"out": str(tmp_path/"logs"), "batch_size": 2})], at_once=1) == 2
-    assert tuple(capsys.readouterr()) == ("", "carot: error: carot  batch_size=2,seed=1: batch_size 2 is for nobody; take 3\n")
+    said = capsys.readouterr()
+    assert said.out == "carot  batch_size=2,seed=1  started\n"
+    assert said.err == "carot: error: carot  batch_size=2,seed=1: batch_size 2 is for nobody; take 3\n"
     assert tree(tmp_path) == before
-    with pytest.raises(RuntimeError, match="kernel died.*failed.ipynb"): execute.run(notebook, out=tmp_path/"logs", batch_size=3)
+    with pytest.raises(RuntimeError, match="kernel died.*failed.ipynb"): execute.make_run(notebook, out=tmp_path/"logs", batch_size=3)
 
 
 # the packaged notebook
 
-def test_the_notebook_has_the_parameters_and_cleaning_keeps_their_tag(tmp_path):
-    kinds = {k: str if v is None else type(v) for k, v in settings.PAPER.items()}
+def test_cleaning_keeps_the_tag_of_the_parameters(tmp_path):
     path = execute.notebook_path("fine_tune")
-    found = settings.parameters(path)
-    assert {k: v["type"] for k, v in found.items()} == kinds and all(v["help"] for v in found.values())
     copy = nbformat.read(path, 4)
     copy.cells[next(i for i, cell in enumerate(copy.cells) if cell.metadata.get("tags"))].metadata["dirt"] = True
     nbformat.write(copy, tmp_path/"fine_tune.ipynb")
-    subprocess.run([Path(sys.executable).with_name("nbdev_clean"), "--fname", tmp_path/"fine_tune.ipynb"], cwd=path.parent, check=True)
-    clean = nbformat.read(tmp_path/"fine_tune.ipynb", 4)
-    assert not any("dirt" in cell.metadata for cell in clean.cells) and settings.parameters(tmp_path/"fine_tune.ipynb") == found
+    clean = [Path(sys.executable).with_name("nbdev_clean"), "--fname", tmp_path/"fine_tune.ipynb"]
+    subprocess.run(clean, cwd=path.parent, check=True)
+    assert not any("dirt" in cell.metadata for cell in nbformat.read(tmp_path/"fine_tune.ipynb", 4).cells)
+    assert notebook_parameters(tmp_path/"fine_tune.ipynb") == notebook_parameters(path)
 
 
 def test_a_record_is_made_again(tmp_path, monkeypatch):
     "Figures without predictions and weights, as a clone has them, are no reason not to run; with one of them left they are."
     monkeypatch.chdir(tmp_path)
-    cells = [PARAMETERS_OF_ALL, RUN.replace("NAMES", repr(list(settings.PAPER))).replace("METRICS", repr(METRICS))
-             .replace("    run.finish", "    (run.path/'predictions').mkdir(); (run.path/'student').mkdir()\n    run.finish")]
-    notebook = write_notebook(tmp_path/"run.ipynb", *cells)
-    path = execute.run(notebook, method="ft", out="logs")
+    kept = "    (run.path/'predictions').mkdir(); (run.path/'student').mkdir()\n    run.finish"
+    notebook = write_notebook(tmp_path/"run.ipynb", parameters_cell(), RUN.replace("    run.finish", kept))
+    path = execute.make_run(notebook, method="ft", out="logs")
     first = json.loads((path/"config.json").read_text())
     assert first["kept"] == ["predictions", "student"]
     made = (path/"run.ipynb").stat().st_mtime_ns
     (path/"predictions").rmdir()
-    execute.run(notebook, method="ft", out="logs")
+    execute.make_run(notebook, method="ft", out="logs")
     assert (path/"run.ipynb").stat().st_mtime_ns == made
     (path/"student").rmdir()
-    execute.run(notebook, method="ft", out="logs")
+    execute.make_run(notebook, method="ft", out="logs")
     second = json.loads((path/"config.json").read_text())
-    assert (path/"run.ipynb").stat().st_mtime_ns > made and (path/"predictions").is_dir() and second["started"] != first["started"]
-    assert {k: v for k, v in first.items() if k not in ("started",)} == {k: v for k, v in second.items() if k not in ("started",)}
+    assert (path/"run.ipynb").stat().st_mtime_ns > made and (path/"predictions").is_dir()
+    assert first.pop("started") != second.pop("started") and first == second
 
 
 def test_signals_between_notebooks_do_not_reach_the_next(notebook, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    execute.run(notebook, method="ft", out="logs")
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before and signal.set_wakeup_fd(-1) == -1
+    execute.make_run(notebook, method="ft", out="logs")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert signal.set_wakeup_fd(-1) == -1
     caught = []
     usual = signal.signal(signal.SIGTERM, lambda *_: caught.append(1))
     try: signal.raise_signal(signal.SIGTERM)
     finally: signal.signal(signal.SIGTERM, usual)
-    assert caught and execute.run(notebook, method="lp", out="logs").is_dir()
+    assert caught and execute.make_run(notebook, method="lp", out="logs").is_dir()

@@ -32,5 +32,5 @@ def verdict(
 ) -> str:
     "What an effect says about a claim: holds, does not hold, undecided or not run."
     if math.isnan(low) or math.isnan(high): return "not run"
-    if low > 0 and all(effect > 0 for effect in per_seed or ()): return "holds"
+    if low > 0 and (per_seed is None or min(per_seed) > 0): return "holds"
     return "does not hold" if high < 0 else "undecided"

@@ -40,7 +40,8 @@ def singular_values(
     "Singular values of the features' covariance matrix. Raises `UserError` for fewer samples than that takes."
     features = check_matrix(features, "features")
     n, d = features.shape
-    if n <= d: raise UserError(f"{n} images cannot tell the smallest singular value of {d} features: take more than {d}")
+    if n <= d:
+        raise UserError(f"{n} images cannot tell the smallest singular value of {d} features: take more than {d}")
     centred = features - features.mean(0)
     if standardized:
         spread = centred.std(0)

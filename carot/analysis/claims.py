@@ -5,7 +5,9 @@
 # %% ../../nbs/5_analysis/05_claims.ipynb #5d27d8e3
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,66 +15,61 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..calibration import METRICS, fit_temperature
-from ..calibration import percentile_interval, softmax
-from ..core import UserError, unknown, write_atomic
-from ..evaluate import Predictions, read_predictions
-from .tables import NAMES, markdown, read_metrics, set_names
+from .bootstrap import resample_counts, resampled, set_seed, verdict
+from .figures import tidy
+from .tables import HEADLINE, in_order, markdown, read_metrics, set_names, spec_of, titles
+from ..calibration import METRICS, Metric, find_metric, fit_temperature, percentile_interval, softmax
+from ..config import RunSettings, describe
+from ..core import UserError, spell, write_atomic
+from ..data import BenchmarkSpec
+from ..evaluate import read_predictions
+from ..methods.base import all_methods, find_method, settings_of
 from ..runs.records import RunFiles, all_runs, as_settings, find_runs, matches
-from ..runs.settings import ignored
-from ..train import METHODS
-from .bootstrap import resample_counts
-from .bootstrap import resampled
-from .bootstrap import set_seed
 
 # %% auto #0
-__all__ = ['ZS', 'LP', 'FT', 'LPFT', 'FLYP', 'CAROT', 'PLAIN', 'FT_AND_FLYP', 'CLAIMS', 'AT_3E4', 'AT_1E3', 'EQUAL_RATES', 'ROW',
-           'READING', 'VERDICT_LOOK', 'Side', 'Claim', 'verdict', 'overall', 'scaled', 'several', 'claims_for',
-           'joined', 'side_runs', 'command', 'missing', 'predicted_sets', 'Evidence', 'check_images', 'paired',
-           'difference', 'test_claim', 'claims_table', 'statements', 'show_effect', 'show_row', 'tests_markdown',
-           'statements_markdown', 'sources', 'to_run', 'in_words', 'write_claims', 'draw_effects', 'forest_picture',
-           'temperature_table', 'with_and_without', 'against', 'against_markdown']
+__all__ = ['ZS', 'LP', 'FT', 'LPFT', 'FLYP', 'CAROT', 'FINE_TUNED', 'FT_AND_FLYP', 'ORDER', 'SCALED', 'PAPER_CLAIMS',
+           'TERM_CLAIMS', 'ROW', 'READING', 'VERDICT_COLOURS', 'Side', 'Claim', 'overall', 'scaled', 'several',
+           'control_claims', 'at_rate', 'equal_rate_claims', 'claims_for', 'joined', 'side_runs', 'command',
+           'predicted_sets', 'missing', 'Evidence', 'check_images', 'paired', 'difference', 'why_not', 'common_sets',
+           'test_claim', 'claims_table', 'statements', 'show_interval', 'show_row', 'tests_markdown',
+           'statements_markdown', 'sources', 'to_run', 'in_words', 'write_claims', 'advantage_label', 'draw_effect',
+           'draw_effects', 'forest_picture', 'temperature_table', 'with_and_without', 'whole_sides', 'against',
+           'against_markdown', 'not_compared']
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #2588d503
 @dataclass(frozen=True)
 class Side:
     "Runs of one method at one setting."
-    method: str
+    method: str  # its reference: "carot", "package.module:NAME"
     setting: str = ""  # what differs from the other runs, "distillation_coef=0"
     scaled: bool = False  # logits divided by the temperature fitted on the run's ID validation predictions
 
     def __str__(self):
-        return NAMES[self.method] + (f" at {self.setting}" if self.setting else "") + (" scaled" if self.scaled else "")
+        setting = f" at {self.setting}" if self.setting else ""
+        return find_method(self.method).title + setting + (" scaled" if self.scaled else "")
 
 @dataclass(frozen=True)
 class Claim:
-    "One test: `better` has the higher accuracy, or the lower error, than `worse`. Claims with the same text are one statement."
+    "One test: `better` is better than `worse` in a metric. Claims with the same text are one statement."
     text: str
-    metric: str  # a key of METRICS
+    metric: str  # a metric for which `better` has a meaning: "ece", "package.module:NAME"
     sets: str  # "id" or "shifts"
     better: Side
     worse: Side
     benchmark: str = ""  # if not the one that is looked at
 
     @property
-    def sign(self): return 1 if self.metric in ("accuracy", "confidence") else -1
+    def sign(self) -> int:
+        "Whether the better side has the higher value."
+        return find_metric(self.metric).sign
 
     @property
-    def test(self):
+    def test(self) -> str:
+        "The test in symbols."
         where = {"id": "ID", "shifts": "shifts"}[self.sets] + (f" of {self.benchmark}" if self.benchmark else "")
-        what = self.metric if self.metric == "accuracy" else self.metric.upper()
-        return f"{what}, {where}: {self.better} {'>' if self.sign > 0 else '<'} {self.worse}"
+        return f"{find_metric(self.metric).title}, {where}: {self.better} {'>' if self.sign > 0 else '<'} {self.worse}"
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #1f9e63cf
-def verdict(
-    low: float,  # interval of the effect
-    high: float,
-    per_seed: list[float],  # effect of each seed
-) -> str:
-    "What an effect says about a claim."
-    if low > 0 and min(per_seed) > 0: return "holds"
-    return "does not hold" if high < 0 else "undecided"
-
 def overall(
     verdicts: list[str],  # of the tests of one statement
 ) -> str:
@@ -82,7 +79,7 @@ def overall(
     return "holds"
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #5474d6ac
-ZS, LP, FT, LPFT, FLYP, CAROT = map(Side, METHODS)
+ZS, LP, FT, LPFT, FLYP, CAROT = map(Side, ("zs", "lp", "ft", "lp-ft", "flyp", "carot"))
 
 def scaled(
     side: Side,
@@ -92,7 +89,7 @@ def scaled(
 
 def several(
     text: str,
-    metric: str,  # a key of METRICS
+    metric: str,  # a metric's name
     sets: str,  # "id" or "shifts"
     pairs: list[tuple[Side, Side]],  # better, worse
     benchmark: str = "",
@@ -100,40 +97,70 @@ def several(
     "The tests of one statement, which needs all of them."
     return [Claim(text, metric, sets, better, worse, benchmark) for better, worse in pairs]
 
-PLAIN = "plain_glyphs"  # the built-in benchmark without class-typical backgrounds
-FT_AND_FLYP = [(CAROT, FT), (CAROT, FLYP)]
-
 # %% ../../nbs/5_analysis/05_claims.ipynb #a7a475e1
-CLAIMS = [
+FINE_TUNED = [(CAROT, other) for other in (LP, FT, LPFT, FLYP)]
+FT_AND_FLYP = [(CAROT, FT), (CAROT, FLYP)]
+ORDER = [(FLYP, FT), (CAROT, FLYP), (CAROT, FT)]
+SCALED = "temperature-scaled on ID validation"
+PAPER_CLAIMS = [
     *several("FT and FLYP gain accuracy in distribution", "accuracy", "id", [(FT, ZS), (FLYP, ZS)]),
     *several("FT and FLYP lose accuracy on the shifts", "accuracy", "shifts", [(ZS, FT), (ZS, FLYP)]),
-    *several("ECE on the shifts: FT > FLYP > CaRot", "ece", "shifts", [(FLYP, FT), (CAROT, FLYP), (CAROT, FT)]),
-    *several("CaRot is the most accurate on the shifts of all fine-tuned models", "accuracy", "shifts", [(CAROT, other) for other in (LP, FT, LPFT, FLYP)]),
+    *several("ECE on the shifts: FT > FLYP > CaRot", "ece", "shifts", ORDER),
+    *several("CaRot is the most accurate on the shifts of all fine-tuned models", "accuracy", "shifts", FINE_TUNED),
     *several("CaRot is more accurate on the shifts than the model it started from", "accuracy", "shifts", [(CAROT, ZS)]),
     *several("CaRot has a lower ECE in distribution than FT and FLYP", "ece", "id", FT_AND_FLYP),
-    *several("CaRot has a lower ECE on the shifts than FT and FLYP, all of them temperature-scaled on ID validation", "ece", "shifts",
+    *several(f"CaRot has a lower ECE on the shifts than FT and FLYP, all of them {SCALED}", "ece", "shifts",
              [(scaled(better), scaled(worse)) for better, worse in FT_AND_FLYP]),
-    *several("CaRot as it is has a lower ECE on the shifts than FT and FLYP temperature-scaled on ID validation", "ece", "shifts",
+    *several(f"CaRot as it is has a lower ECE on the shifts than FT and FLYP {SCALED}", "ece", "shifts",
              [(better, scaled(worse)) for better, worse in FT_AND_FLYP]),
-    *several("Without class-typical backgrounds FT and FLYP still lose accuracy on the shifts", "accuracy", "shifts", [(ZS, FT), (ZS, FLYP)], PLAIN),
-    *several("Without class-typical backgrounds, ECE on the shifts: FT > FLYP > CaRot", "ece", "shifts", [(FLYP, FT), (CAROT, FLYP), (CAROT, FT)], PLAIN),
-    *(Claim(f"{what} {does}", metric, "shifts", CAROT, Side("carot", f"{coefficient}=0"))
-      for what, coefficient in [("The teacher", "distillation_coef"), ("Orthogonality", "orthogonality_coef"), ("The cross norm", "cross_norm_coef")]
-      for does, metric in [("raises CaRot's accuracy on the shifts", "accuracy"), ("lowers CaRot's ECE on the shifts", "ece")]),
 ]
-AT_3E4 = [(Side("carot", "lr=0.0003"), FT), (Side("carot", "lr=0.0003"), FLYP)]  # that of FT and FLYP on glyphs
-AT_1E3 = [(CAROT, Side("ft", "lr=0.001")), (CAROT, Side("flyp", "lr=0.001"))]  # that of CaRot
-EQUAL_RATES = [
-    claim for rate, pairs in [("3e-4", AT_3E4), ("1e-3", AT_1E3)]
-    for text, metric, pairs in [("is more accurate on the shifts than FT and FLYP", "accuracy", pairs), ("has a lower ECE on the shifts than FT and FLYP", "ece", pairs),
-                                ("has a lower ECE on the shifts than FT and FLYP, all of them temperature-scaled", "ece", [(scaled(a), scaled(b)) for a, b in pairs])]
-    for claim in several(f"At a learning rate of {rate} CaRot {text}", metric, "shifts", pairs)]
 
-def claims_for(
-    benchmark: str,
+# %% ../../nbs/5_analysis/05_claims.ipynb #9f33920c
+TERM_CLAIMS = [
+    Claim(f"{what} {does}", metric, "shifts", CAROT, Side("carot", f"{coefficient}=0"))
+    for what, coefficient in [("The teacher", "distillation_coef"), ("Orthogonality", "orthogonality_coef"),
+                              ("The cross norm", "cross_norm_coef")]
+    for does, metric in [("raises CaRot's accuracy on the shifts", "accuracy"), ("lowers CaRot's ECE on the shifts", "ece")]]
+
+def control_claims(
+    control: str,  # a benchmark without the shortcut of the one that is looked at
+    shortcut: str = "",  # what that is
 ) -> list[Claim]:
-    "The claims that make sense on a benchmark: only `glyphs` has a plain counterpart and learning rates tuned for each method."
-    return CLAIMS + EQUAL_RATES if benchmark == "glyphs" else [claim for claim in CLAIMS if not claim.benchmark]
+    "What should be so without the shortcut as well."
+    start, lost = f"Without {shortcut or 'the shortcut'}", [(ZS, FT), (ZS, FLYP)]
+    return [*several(f"{start} FT and FLYP still lose accuracy on the shifts", "accuracy", "shifts", lost, control),
+            *several(f"{start}, ECE on the shifts: FT > FLYP > CaRot", "ece", "shifts", ORDER, control)]
+
+def at_rate(
+    side: Side,
+    rate: str,  # a learning rate
+    spec: BenchmarkSpec,
+) -> Side:
+    "The side at a learning rate; without a setting of its own if that is the default."
+    method = find_method(side.method)
+    usual = settings_of(method, spec.defaults_for(method.name), {})[1].lr
+    return side if usual == float(rate) else Side(side.method, f"lr={spell(float(rate))}")
+
+def equal_rate_claims(
+    spec: BenchmarkSpec,
+    rate: str,  # a learning rate
+) -> list[Claim]:
+    "CaRot against FT and FLYP at one learning rate."
+    pairs = [(at_rate(a, rate, spec), at_rate(b, rate, spec)) for a, b in FT_AND_FLYP]
+    number, exponent = f"{float(rate):e}".split("e")
+    start = f"At a learning rate of {float(number):g}e{int(exponent)} CaRot"
+    return [*several(f"{start} is more accurate on the shifts than FT and FLYP", "accuracy", "shifts", pairs),
+            *several(f"{start} has a lower ECE on the shifts than FT and FLYP", "ece", "shifts", pairs),
+            *several(f"{start} has a lower ECE on the shifts than FT and FLYP, all of them temperature-scaled", "ece", "shifts",
+                     [(scaled(a), scaled(b)) for a, b in pairs])]
+
+# %% ../../nbs/5_analysis/05_claims.ipynb #fafcc872
+def claims_for(
+    spec: BenchmarkSpec,
+) -> list[Claim]:
+    "The claims that make sense on a benchmark: not all have a control, and learning rates tuned for each method."
+    control = control_claims(spec.control, getattr(spec, "shortcut", "")) if spec.control else []
+    return [*PAPER_CLAIMS, *control, *TERM_CLAIMS, *(claim for rate in spec.equal_rates for claim in equal_rate_claims(spec, rate))]
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #cc9e9138
 def joined(
@@ -153,7 +180,8 @@ def side_runs(
     try: runs = all_runs(out, benchmark)
     except UserError: return {}
     wanted = joined(select, side.setting)
-    return {run.seed: run for run in runs if run.method == side.method and run.state == "complete" and matches(run, wanted)}
+    return {run.seed: run for run in runs
+            if run.method.reference == side.method and run.state == "complete" and matches(run, wanted)}
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #c19d3729
 def command(
@@ -163,10 +191,20 @@ def command(
     select: str = "",
 ) -> str:
     "What makes a run of this side."
-    options = {k: v for k, v in as_settings(joined(select, side.setting)).items() if k not in ignored(side.method)}
+    method = find_method(side.method)
+    options = {k: v for k, v in as_settings(joined(select, side.setting)).items() if method.uses(k)}
     words = [f"--benchmark {benchmark}", f"--method {side.method}", *(f"--{k.replace('_', '-')} {v}" for k, v in options.items())]
-    words += [f"--out {out}"] if str(out) != "expt_logs" else []
-    return " ".join(["carot run", *words, *([] if side.method == "zs" else ["--seed 1"])])
+    if str(out) != describe(RunSettings)["out"].default: words.append(f"--out {out}")
+    return " ".join(["carot run", *words, *(["--seed 1"] if method.seeded else [])])
+
+def predicted_sets(
+    run: RunFiles,
+) -> dict[str, list[str]]:  # "id" and "shifts" -> names; empty unless all sets of the run have predictions
+    "The run's evaluation sets, in report order."
+    logged = read_metrics(run)
+    names = {"id": set_names(logged, True), "shifts": set_names(logged, False)}
+    files = [run.path/"predictions"/f"{name}.safetensors" for name in [*names["id"], *names["shifts"]]]
+    return names if all(file.exists() for file in files) else {}
 
 def missing(
     side: Side,
@@ -180,15 +218,6 @@ def missing(
     without = [run.name for run in runs.values() if not predicted_sets(run)]
     return f"no predictions of {', '.join(without)} here: make them again with another `--out`" if without else ""
 
-def predicted_sets(
-    run: RunFiles,
-) -> dict[str, list[str]]:  # "id" and "shifts" -> names; empty unless all sets of the run have predictions
-    "The run's evaluation sets, in report order."
-    rows = read_metrics(run)
-    names = {"id": set_names(rows, True), "shifts": set_names(rows, False)}
-    files = [run.path/"predictions"/f"{name}.safetensors" for name in [*names["id"], *names["shifts"]]]
-    return names if all(file.exists() for file in files) else {}
-
 # %% ../../nbs/5_analysis/05_claims.ipynb #17617c89
 @dataclass
 class Evidence:
@@ -197,35 +226,37 @@ class Evidence:
     seed: int = 0  # of the resamples
     known: dict = field(default_factory=dict, repr=False)
 
-    def once(self, make, *key):
+    def once(self, make, *what):
         "What `make` returns, computed the first time only."
-        if key not in self.known: self.known[key] = make()
-        return self.known[key]
+        if what not in self.known: self.known[what] = make()
+        return self.known[what]
 
-    def counts(self, name, size):
+    def counts(self, name: str, size: int) -> np.ndarray:
         "The resamples of a set."
         return self.once(lambda: resample_counts(size, self.samples, set_seed(name, self.seed)), "counts", name, size)
 
-    def temperature(self, run):
+    def temperature(self, run: RunFiles) -> float:
         "The temperature fitted on the run's own ID validation predictions."
         def fit():
             val = read_predictions(run.path/"predictions"/"val.safetensors")
             return fit_temperature(val.logits, val.labels)
         return self.once(fit, "temperature", run.path)
 
-    def on_set(self, run, name, metric, scaled=False):
+    def on_set(self, run: RunFiles, name: str, metric: str | Metric, scaled: bool = False) -> tuple[float, np.ndarray]:
         "A metric of a run on a set: its value, and the values on the resamples."
-        def measure():
-            p = read_predictions(run.path/"predictions"/f"{name}.safetensors")
-            check_images(self, run, name, p.labels.numpy())
-            probs = softmax(p.logits.double() / self.temperature(run)) if scaled else p.probs
-            function = METRICS[metric] if metric in METRICS else None
-            if function is None: raise unknown("metric", metric, list(METRICS))
-            values = resampled(function, probs, p.labels, self.counts(name, len(p.labels)), set_seed(name, self.seed))
-            return function(probs, p.labels), values
-        return self.once(measure, run.path, name, metric, scaled)
+        metric = find_metric(metric)
+        return self.once(lambda: self.measure(run, name, metric, scaled), run.path, name, metric.name, scaled)
 
-    def mean(self, run, sets, metric, scaled=False):
+    def measure(self, run: RunFiles, name: str, metric: Metric, scaled: bool) -> tuple[float, np.ndarray]:
+        "The same, computed."
+        saved = read_predictions(run.path/"predictions"/f"{name}.safetensors")
+        labels = saved.labels.numpy()
+        check_images(self, run, name, labels)
+        probs = softmax(saved.logits.double() / self.temperature(run)) if scaled else saved.probs
+        function = partial(metric, batch_size=run.parameters["eval_batch_size"]) if metric.takes("batch_size") else metric
+        return function(probs, labels), resampled(function, probs, labels, self.counts(name, len(labels)))
+
+    def mean(self, run: RunFiles, sets: list[str], metric: str | Metric, scaled: bool = False) -> tuple[float, np.ndarray]:
         "The same, averaged over sets."
         parts = [self.on_set(run, name, metric, scaled) for name in sets]
         return np.mean([value for value, _ in parts]), np.mean([values for _, values in parts], axis=0)
@@ -239,26 +270,29 @@ def check_images(
     "Raises `UserError` unless the run saw the images that the first run of this benchmark saw, in the same order."
     other, theirs = evidence.once(lambda: (run.name, labels), "labels", run.path.parent.parent, name)
     if not np.array_equal(labels, theirs):
-        raise UserError(f"{run.name} and {other} were not evaluated on the same images of {name} ({len(labels):,} and {len(theirs):,}); remove what is outdated")
+        raise UserError(f"{run.name} and {other} were not evaluated on the same images of {name} ({len(labels):,} and "
+                        f"{len(theirs):,}); remove what is outdated")
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #ab256494
 def paired(
     better: dict[int, RunFiles],  # from `side_runs`
     worse: dict[int, RunFiles],
 ) -> list[tuple[int, RunFiles, RunFiles]]:  # seed, better, worse
-    "Runs with the same seed; a zero-shot run stands beside every seed."
-    single = [next(iter(side.values())) if side and next(iter(side.values())).method == "zs" else None for side in (better, worse)]
-    if single[0]: return [(seed, single[0], run) for seed, run in worse.items()]
-    if single[1]: return [(seed, run, single[1]) for seed, run in better.items()]
+    "Runs with the same seed."
+    def single(side):
+        run = next(iter(side.values()), None)
+        return None if run is None or run.method.seeded else run
+    if one := single(better): return [(seed, one, run) for seed, run in worse.items()]
+    if one := single(worse): return [(seed, run, one) for seed, run in better.items()]
     return [(seed, better[seed], worse[seed]) for seed in sorted(better.keys() & worse.keys())]
 
 def difference(
     evidence: Evidence,
     pairs: list[tuple[int, RunFiles, RunFiles]],  # from `paired`
     sets: list[str],
-    metric: str,  # a key of METRICS
+    metric: str | Metric,
     scaled: tuple[bool, bool] = (False, False),  # the first of each pair, the second
-) -> dict[str, Any]:  # means of both, effect = first minus second, its interval, per_seed
+) -> dict[str, Any]:  # both means, effect: first minus second, its interval, per_seed
     "Paired difference in a metric, averaged over sets and seeds, with its 95 % interval over the choice of images."
     a, b = ([evidence.mean(pair[i + 1], sets, metric, scaled[i]) for pair in pairs] for i in (0, 1))
     per_seed = {seed: float(x[0] - y[0]) for (seed, _, _), x, y in zip(pairs, a, b)}
@@ -267,6 +301,31 @@ def difference(
             "effect": float(np.mean(list(per_seed.values()))), "low": low, "high": high, "per_seed": per_seed}
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #ca7461ef
+ROW = ["claim", "test", "metric", "benchmark", "better", "worse", "effect", "low", "high", "per_seed", "verdict", "better_runs",
+       "worse_runs", "missing"]
+
+def why_not(
+    claim: Claim,
+    out: str | Path,
+    benchmark: str,
+    select: str,
+) -> str:
+    "What a claim lacks; empty if it can be tested."
+    sides = (claim.better, claim.worse)
+    lacking = [why for side in sides if (why := missing(side, out, benchmark, select))]
+    if not lacking and not paired(*(side_runs(side, out, benchmark, select) for side in sides)): return "no seed that both have"
+    return "; ".join(lacking)
+
+def common_sets(
+    claim: Claim,
+    pairs: list[tuple[int, RunFiles, RunFiles]],  # from `paired`
+) -> list[str]:
+    "The sets that a claim is about. Raises `UserError` if runs differ in them."
+    found = {tuple(predicted_sets(run)[claim.sets]) for _, *runs in pairs for run in runs}
+    if len(found) == 1: return list(found.pop())
+    benchmark = pairs[0][1].path.parent.parent.name
+    raise UserError(f"runs for {claim.test!r} on {benchmark} were evaluated on different sets: {sorted(found)}")
+
 def test_claim(
     claim: Claim,
     out: str | Path,  # folder of all results
@@ -277,24 +336,17 @@ def test_claim(
     "Effect, interval and verdict of a claim; the effect is the advantage of the better side, so positive is as claimed."
     evidence, benchmark, sides = evidence or Evidence(), claim.benchmark or benchmark, (claim.better, claim.worse)
     row = {"claim": claim.text, "test": claim.test, "metric": claim.metric, "benchmark": benchmark,
-           "verdict": "not run", "missing": "", "better_runs": "", "worse_runs": ""}
-    lacking = [why for side in sides if (why := missing(side, out, benchmark, select))]
-    if lacking: return row | {"missing": "; ".join(lacking)}
+           "verdict": "not run", "missing": why_not(claim, out, benchmark, select), "better_runs": "", "worse_runs": ""}
+    if row["missing"]: return row
     pairs = paired(*(side_runs(side, out, benchmark, select) for side in sides))
-    if not pairs: return row | {"missing": "no seed that both have"}
-    sets = {tuple(predicted_sets(run)[claim.sets]) for _, *runs in pairs for run in runs}
-    if len(sets) > 1: raise UserError(f"runs for {claim.test!r} on {benchmark} were evaluated on different sets: {sorted(sets)}")
-    found = difference(evidence, pairs, list(sets.pop()), claim.metric, tuple(side.scaled for side in sides))
+    found = difference(evidence, pairs, common_sets(claim, pairs), claim.metric, tuple(side.scaled for side in sides))
     low, high = sorted((claim.sign * found["low"], claim.sign * found["high"]))
     per_seed = {seed: claim.sign * value for seed, value in found["per_seed"].items()}
-    runs = [dict.fromkeys(f"{benchmark}/{pair[i].name}" for pair in pairs) for i in (1, 2)]
+    runs = [" ".join(dict.fromkeys(f"{benchmark}/{pair[i].name}" for pair in pairs)) for i in (1, 2)]
     return row | {"better": found["first"], "worse": found["second"], "effect": claim.sign * found["effect"], "low": low, "high": high,
-                  "per_seed": per_seed, "verdict": verdict(low, high, list(per_seed.values())),
-                  "better_runs": " ".join(runs[0]), "worse_runs": " ".join(runs[1])}
+                  "per_seed": per_seed, "verdict": verdict(low, high, per_seed.values()), "better_runs": runs[0], "worse_runs": runs[1]}
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #6da9e388
-ROW = ["claim", "test", "metric", "benchmark", "better", "worse", "effect", "low", "high", "per_seed", "verdict", "better_runs", "worse_runs", "missing"]
-
 def claims_table(
     out: str | Path = "expt_logs",  # folder of all results
     benchmark: str = "glyphs",
@@ -304,10 +356,10 @@ def claims_table(
 ) -> pd.DataFrame:  # columns ROW; accuracies as fractions
     "A row for each test. Raises `UserError` if no run has its predictions."
     if not any(predicted_sets(run) for run in find_runs(out, benchmark, select) if run.state == "complete"):
-        raise UserError(f"no run on {benchmark} in {out} has its predictions, which are not kept in git; make them with `carot reproduce --out FOLDER`")
-    evidence = evidence or Evidence()
-    rows = [test_claim(claim, out, benchmark, select, evidence) for claim in (claims_for(benchmark) if claims is None else claims)]
-    return pd.DataFrame(rows).reindex(columns=ROW)
+        raise UserError(f"no run on {benchmark} in {out} has its predictions, which are not kept in git; "
+                        "make them with `carot reproduce --out FOLDER`")
+    evidence, claims = evidence or Evidence(), claims_for(spec_of(benchmark)) if claims is None else claims
+    return pd.DataFrame([test_claim(claim, out, benchmark, select, evidence) for claim in claims]).reindex(columns=ROW)
 
 def statements(
     table: pd.DataFrame,  # from `claims_table`
@@ -317,23 +369,21 @@ def statements(
     return pd.DataFrame({"tests": groups.size(), "verdict": groups.agg(lambda verdicts: overall(list(verdicts)))}).reset_index()
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #a5ddb24a
-def show_effect(
-    row: Any,  # of `claims_table`
-    value: float,
-    signed: bool = True,
+def show_interval(
+    row: Any,  # with effect, low and high
+    metric: Metric,
 ) -> str:
-    "A value of the row's metric: points of accuracy with one decimal, errors with four."
-    scale, digits = (100, 1) if row.metric in ("accuracy", "confidence") else (1, 4)
-    return f"{scale * value:{'+' if signed else ''}.{digits}f}"
+    "An effect with its interval as it is printed."
+    return f"{metric.show_difference(row.effect)} [{metric.show_difference(row.low)}, {metric.show_difference(row.high)}]"
 
 def show_row(
     row: Any,  # of `claims_table`
 ) -> list[str]:  # both values; effect and interval; each seed's effect
     "The numbers of a test as they are printed."
     if row.verdict == "not run": return ["", "", ""]
-    values = " vs ".join(show_effect(row, value, signed=False) for value in (row.better, row.worse))
-    return [values, f"{show_effect(row, row.effect)} [{show_effect(row, row.low)}, {show_effect(row, row.high)}]",
-            ", ".join(show_effect(row, value) for value in row.per_seed.values())]
+    metric = find_metric(row.metric)
+    return [f"{metric.show(row.better)} vs {metric.show(row.worse)}", show_interval(row, metric),
+            ", ".join(map(metric.show_difference, row.per_seed.values()))]
 
 def tests_markdown(
     table: pd.DataFrame,  # from `claims_table`
@@ -346,7 +396,8 @@ def statements_markdown(
     table: pd.DataFrame,  # from `claims_table`
 ) -> str:
     "Each claim with the numbers of its tests and its verdict, in Markdown."
-    numbers = pd.Series(range(1, len(table) + 1), table.claim.to_numpy()).groupby(level=0, sort=False).agg(lambda group: ", ".join(map(str, group)))
+    groups = pd.Series(range(1, len(table) + 1), table.claim.to_numpy()).groupby(level=0, sort=False)
+    numbers = groups.agg(lambda group: ", ".join(map(str, group)))
     return markdown(statements(table).assign(tests=numbers.to_numpy())[["claim", "verdict", "tests"]])
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #ec2d7e9a
@@ -354,9 +405,9 @@ def sources(
     table: pd.DataFrame,  # from `claims_table`
 ) -> str:
     "The run directories behind each test, as a Markdown list."
-    rows = [row for row in enumerate(table.itertuples(), 1) if row[1].verdict != "not run"]
     groups = {}
-    for i, row in rows: groups.setdefault((row.better_runs, row.worse_runs), []).append(str(i))
+    for i, row in enumerate(table.itertuples(), 1):
+        if row.verdict != "not run": groups.setdefault((row.better_runs, row.worse_runs), []).append(str(i))
     return "\n".join(f"- {', '.join(tests)}: `{better}` against `{worse}`" for (better, worse), tests in groups.items())
 
 def to_run(
@@ -373,11 +424,10 @@ def in_words(
 ) -> str:
     "What holds and what does not, in a paragraph."
     found = statements(table)
-    def listed(word): return "; ".join(found.claim[found.verdict == word])
     counts = {word: int((found.verdict == word).sum()) for word in ("holds", "does not hold", "undecided", "not run")}
-    lines = [f"Of {len(found)} claims {counts['holds']} hold, {counts['does not hold']} do not, {counts['undecided']} are undecided and {counts['not run']} are not run."]
-    lines += [f"**{title}:** {listed(word)}." for word, title in [
-        ("holds", "Holds"), ("does not hold", "Does not hold"), ("undecided", "Undecided"), ("not run", "Not run")] if counts[word]]
+    lines = [f"Of {len(found)} claims {counts['holds']} hold, {counts['does not hold']} do not, {counts['undecided']} are undecided "
+             f"and {counts['not run']} are not run."]
+    lines += [f"**{word.capitalize()}:** {'; '.join(found.claim[found.verdict == word])}." for word in counts if counts[word]]
     return "\n\n".join(lines)
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #7e281259
@@ -391,42 +441,62 @@ def write_claims(
     title: str = "Claims",
 ) -> str:  # the Markdown
     "Write claims.tsv (unrounded) and claims.md."
-    text = "\n\n".join([f"# {title}", in_words(table), READING, statements_markdown(table), "## Tests", tests_markdown(table), "## Runs", sources(table)])
-    text += (f"\n\n## Not run, waiting for\n\n{to_run(table)}" if to_run(table) else "") + "\n"
-    per_seed = table.per_seed.map(lambda found: " ".join(f"{seed}:{value:.6g}" for seed, value in found.items()) if isinstance(found, dict) else "")
-    write_atomic(Path(folder)/"claims.tsv", table.assign(per_seed=per_seed).to_csv(sep="\t", index=False))
+    parts = [f"# {title}", in_words(table), READING, statements_markdown(table), "## Tests", tests_markdown(table), "## Runs", sources(table)]
+    text = "\n\n".join(parts + (["## Not run, waiting for", to_run(table)] if to_run(table) else [])) + "\n"
+    def one_line(found): return " ".join(f"{seed}:{value:.6g}" for seed, value in found.items()) if isinstance(found, dict) else ""
+    write_atomic(Path(folder)/"claims.tsv", table.assign(per_seed=table.per_seed.map(one_line)).to_csv(sep="\t", index=False))
     write_atomic(Path(folder)/"claims.md", text)
     return text
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #49e978e9
-VERDICT_LOOK = {"holds": "#0072B2", "does not hold": "#D55E00", "undecided": "0.45", "not run": "0.75"}
+VERDICT_COLOURS = {"holds": "#0072B2", "does not hold": "#D55E00", "undecided": "0.45", "not run": "0.75"}
+
+def advantage_label(
+    metric: Metric,
+) -> str:
+    "What an axis of advantages says."
+    unit = f"{metric.unit} of " if metric.unit else ""
+    return f"advantage in {unit}{metric.title}" + (" (lower by)" if metric.sign < 0 else "")
+
+def draw_effect(
+    ax: Any,  # matplotlib axes
+    row: Any,  # of `claims_table`
+    y: float,
+    scale: float,
+) -> None:
+    "An effect with its interval and its seeds."
+    if row.verdict == "not run":
+        ax.text(0, y, " not run", color="0.45", fontsize=8, va="center")
+        return
+    colour, seeds = VERDICT_COLOURS[row.verdict], [scale * value for value in row.per_seed.values()]
+    ax.plot([scale * row.low, scale * row.high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+    ax.plot(scale * row.effect, y, "o", color=colour, markersize=6)
+    ax.plot(seeds, [y] * len(seeds), "|", color="black", markersize=7, markeredgewidth=0.8)
 
 def draw_effects(
     ax: Any,  # matplotlib axes
-    rows: pd.DataFrame,  # of `claims_table`, of one metric
+    table: pd.DataFrame,  # from `claims_table`, tests of one metric
 ) -> None:
     "Effects with their intervals, a line for each test."
-    scale = 100 if rows.metric.iloc[0] == "accuracy" else 1
-    for y, row in enumerate(rows.itertuples()):
-        colour = VERDICT_LOOK[row.verdict]
-        if row.verdict == "not run": ax.text(0, y, " not run", color="0.45", fontsize=8, va="center"); continue
-        ax.plot([scale * row.low, scale * row.high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-        ax.plot(scale * row.effect, y, "o", color=colour, markersize=6)
-        ax.plot([scale * value for value in row.per_seed.values()], [y] * len(row.per_seed), "|", color="black", markersize=7, markeredgewidth=0.8)
+    metric = find_metric(table.metric.iloc[0])
+    for y, row in enumerate(table.itertuples()): draw_effect(ax, row, y, metric.scale)
     ax.axvline(0, color="black", linewidth=0.8)
-    ax.set(yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5), xlabel="advantage in points of accuracy" if scale == 100 else "advantage in ECE (lower by)")
-    ax.set_yticklabels([row.test.partition(", ")[2] for row in rows.itertuples()], fontsize=8)
-    ax.grid(axis="x", color="0.92"); ax.set_axisbelow(True); ax.spines[["top", "right", "left"]].set_visible(False); ax.tick_params(axis="y", length=0)
+    ax.set(yticks=range(len(table)), ylim=(len(table) - 0.5, -0.5), xlabel=advantage_label(metric))
+    ax.set_yticklabels([row.test.partition(", ")[2] for row in table.itertuples()], fontsize=8)
+    tidy(ax, axis="x")
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
 
 def forest_picture(
     table: pd.DataFrame,  # from `claims_table`
 ) -> Figure:
-    "All effects: accuracy above, calibration below."
-    groups = [rows for _, rows in table.drop_duplicates("test").groupby("metric", sort=False)]
-    figure = Figure(figsize=(8, 0.9 + sum(0.55 + 0.24 * len(rows) for rows in groups)), layout="constrained")
-    axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[len(rows) + 1 for rows in groups])[:, 0]
-    for ax, rows in zip(axes, groups): draw_effects(ax, rows)
-    handles = [axes[0].plot([], [], "o-", color=colour, label=word)[0] for word, colour in VERDICT_LOOK.items() if word in set(table.verdict)]
+    "All effects, a panel for each metric."
+    groups = [tests for _, tests in table.drop_duplicates("test").groupby("metric", sort=False)]
+    figure = Figure(figsize=(8, 0.9 + sum(0.55 + 0.24 * len(tests) for tests in groups)), layout="constrained")
+    axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[len(tests) + 1 for tests in groups])[:, 0]
+    for ax, tests in zip(axes, groups): draw_effects(ax, tests)
+    shown = {word: colour for word, colour in VERDICT_COLOURS.items() if word in set(table.verdict)}
+    handles = [axes[0].plot([], [], "o-", color=colour, label=word)[0] for word, colour in shown.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return figure
 
@@ -442,46 +512,79 @@ def temperature_table(
         if not sets or not (run.path/"predictions"/"val.safetensors").exists(): continue
         values = {f"{where} ECE{', scaled' * scaled}": evidence.mean(run, sets[kind], "ece", scaled)[0]
                   for kind, where in [("id", "ID"), ("shifts", "shifts")] if sets[kind] for scaled in (False, True)}
-        rows.append({"method": run.method, "T": evidence.temperature(run)} | values)
+        rows.append({"method": run.method.reference, "T": evidence.temperature(run)} | values)
     return pd.DataFrame(rows).groupby("method", sort=False).mean() if rows else pd.DataFrame()
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #2a158382
 def with_and_without(
     table: pd.DataFrame,  # from `claims_table`
-    benchmark: str = "glyphs",
-) -> pd.DataFrame:  # test; effect and interval with class-typical backgrounds, and without
-    "The effects of tests that are made on a benchmark and on its plain counterpart."
-    rows = {(row.benchmark, row.test.replace(f" of {PLAIN}", "")): f"{show_row(row)[1]} {row.verdict}".strip() for row in table.itertuples()}
-    return pd.DataFrame([{"test": test, f"on {benchmark}": rows.get((benchmark, test), ""), f"on {PLAIN}": text}
-                         for (where, test), text in rows.items() if where == PLAIN])
+    benchmark: str,
+    control: str,  # "": it has none
+) -> pd.DataFrame:  # test; effect and interval on the benchmark, and on its control
+    "The effects of tests that are made on a benchmark and on its control."
+    texts = {(row.benchmark, row.test.replace(f" of {control}", "")): f"{show_row(row)[1]} {row.verdict}".strip()
+             for row in table.itertuples()}
+    return pd.DataFrame([{"test": test, f"on {benchmark}": texts.get((benchmark, test), ""), f"on {control}": text}
+                         for (where, test), text in texts.items() if control and where == control])
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #f1f66272
+def whole_sides(
+    runs: list[RunFiles],  # from `find_runs`
+) -> dict[str, dict[int, RunFiles]]:  # reference of a method -> seed -> run
+    "The complete runs of the methods of which every complete run has its predictions."
+    sides = {}
+    for run in runs:
+        if run.state == "complete": sides.setdefault(run.method.reference, {})[run.seed] = run
+    return {reference: side for reference, side in sides.items() if all(map(predicted_sets, side.values()))}
+
 def against(
     runs: list[RunFiles],  # from `find_runs`
     baseline: str,  # a method
     evidence: Evidence,
-    metrics: tuple[str, ...] = ("accuracy", "ece"),
+    metrics: Iterable[Metric] = HEADLINE,
 ) -> pd.DataFrame:  # method, metric, sets, effect, low, high, per_seed; empty if the baseline has no predictions
     "Paired differences of all methods to one of them, on ID and on the shifts."
-    sides, rows = {}, []
-    for run in runs:
-        if run.state == "complete" and predicted_sets(run): sides.setdefault(run.method, {})[run.seed] = run
-    for method in [method for method in METHODS if method in sides and baseline in sides and method != baseline]:
-        pairs = [pair for pair in paired(sides[method], sides[baseline]) if predicted_sets(pair[1]) == predicted_sets(pair[2])]
+    sides, rows = whole_sides(runs), []
+    if baseline not in sides: return pd.DataFrame()
+    for method in in_order(sides.keys() - {baseline}):
+        pairs = paired(sides[method.reference], sides[baseline])
+        pairs = [pair for pair in pairs if predicted_sets(pair[1]) == predicted_sets(pair[2])]
         sets = predicted_sets(pairs[0][1]) if pairs else {}
-        rows += [{"method": method, "metric": metric, "sets": where, **difference(evidence, pairs, sets[where], metric)}
+        rows += [{"method": method.reference, "metric": metric.name, "sets": where, **difference(evidence, pairs, sets[where], metric)}
                  for metric in metrics for where in sets if sets[where]]
     return pd.DataFrame(rows)
 
+# %% ../../nbs/5_analysis/05_claims.ipynb #4e99802b
 def against_markdown(
     frame: pd.DataFrame,  # from `against`
+    metrics: Iterable[Metric] = HEADLINE,
 ) -> str:
     "The same as a Markdown table: a row per method, a column per metric and kind of set."
+    known = {metric.name: metric for metric in metrics}
+    def head(row):
+        metric = known[row.metric]
+        return f"{metric.title}{f' ({metric.unit})' if metric.unit else ''}, {'ID' if row.sets == 'id' else row.sets}"
     def cell(row):
-        text = f"{show_effect(row, row.effect)} [{show_effect(row, row.low)}, {show_effect(row, row.high)}]"
-        clear = row.low > 0 if row.metric == "accuracy" else row.high < 0
-        return f"**{text}**" if clear else text
-    frame = frame.assign(text=[cell(row) for row in frame.itertuples()],
-                         column=[f"{'accuracy (points)' if row.metric == 'accuracy' else row.metric.upper()}, {'ID' if row.sets == 'id' else row.sets}" for row in frame.itertuples()])
-    wide = frame.pivot(index="method", columns="column", values="text")[list(frame.column.unique())].reindex(list(frame.method.unique())).fillna("")
-    return markdown(wide.rename(index=NAMES).rename_axis(columns=None).reset_index())
+        metric = known[row.metric]
+        text, edges = show_interval(row, metric), (metric.sign * row.low, metric.sign * row.high)
+        return f"**{text}**" if min(edges) > 0 else text
+    texts = frame.assign(text=[cell(row) for row in frame.itertuples()], column=[head(row) for row in frame.itertuples()])
+    wide = texts.pivot(index="method", columns="column", values="text")[list(texts.column.unique())]
+    wide = wide.reindex(list(frame.method.unique())).fillna("").rename(index=titles(in_order({*frame.method, *all_methods()})))
+    return markdown(wide.rename_axis(columns=None).reset_index())
+
+def not_compared(
+    runs: list[RunFiles],  # from `find_runs`
+    baselines: Iterable[str],  # methods
+) -> list[str]:
+    "Which of the shown runs are not in the differences, and why; a line for each."
+    complete, sides = [run for run in runs if run.state == "complete"], whole_sides(runs)
+    without = [run.name for run in complete if not predicted_sets(run)]
+    left = [method.title for method in in_order({run.method.reference for run in complete} - sides.keys())]
+    lines = [f"Not compared, for want of predictions of {', '.join(without)}: {', '.join(left)}."] if left else []
+    for baseline in (name for name in baselines if name in sides):
+        for reference, side in sides.items():
+            seeds = {seed for seed, *_ in paired(side, sides[baseline])}
+            alone = [run.name for run in (*side.values(), *sides[baseline].values()) if run.method.seeded and run.seed not in seeds]
+            if alone: lines.append(f"{find_method(baseline).title} and {sides[reference][min(side)].method.title}: {', '.join(alone)} without a partner.")
+    return lines

@@ -87,9 +87,10 @@ def show(
     values: np.ndarray,  # (n + 1,), a difference
     metric: str | Metric,  # says how it is printed
 ) -> str:
-    "A difference with its interval, as text."
+    "A difference with its interval, as text; in percent with a decimal more than a value has."
     if math.isnan(values[0]): return "not run"
-    value, low, high = map(find_metric(metric).show_difference, interval(values))
+    metric = find_metric(metric)
+    value, low, high = (metric.show_difference(v, more=int(metric.scale == 100)) for v in interval(values))
     return f"{value} [{low}, {high}]"
 
 def mean_std(

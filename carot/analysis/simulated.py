@@ -45,14 +45,15 @@ def simulate_predictions(
 def simulate_log(
     stages: Iterable[str],  # "probe", "train"
     seed: int = 1,
+    term: str = "",  # of the loss, half of it; "": there are no terms
     steps: int = 120,  # of a stage
-) -> pd.DataFrame:  # stage, step, loss, contrastive, pairs_per_second
-    "The log of a training run whose loss falls and is one half contrastive."
+) -> pd.DataFrame:  # as train.tsv
+    "The log of a training run whose loss falls."
     rng, parts = np.random.default_rng(seed), []
     for stage in stages:
         loss = 1 + 2 * np.exp(-np.arange(steps) / 30) + rng.normal(0, 0.1, steps)
-        parts.append(pd.DataFrame({"stage": stage, "step": np.arange(steps) + 1, "loss": loss, "contrastive": loss / 2,
-                                   "pairs_per_second": 1500.0}))
+        log = pd.DataFrame({"stage": stage, "step": np.arange(steps) + 1, "loss": loss})
+        parts.append(log.assign(**({term: loss / 2} if term else {}), pairs_per_second=1500.0))
     return pd.concat(parts, ignore_index=True)
 
 def simulate_config(
@@ -66,8 +67,8 @@ def simulate_config(
     about = find_method(method)
     steps = 120 if about.trains else 0
     parameters = asdict(settings_of(about, {}, {"seed": seed, **asked})[0]) | {"benchmark": benchmark, "method": method}
-    return {"parameters": parameters, "asked": asked, "complete": complete, "versions": {"torch": "2.0"}, "git": "0123abcd",
-            "hardware": "simulated", "steps": steps, "pairs_per_second": 1500.0 if steps else None,
+    return {"parameters": parameters, "asked": asked, "complete": complete, "versions": {"torch": "2.0"},
+            "git": "0123abcd", "hardware": "simulated", "steps": steps, "pairs_per_second": 1500.0 if steps else None,
             "seconds": {"train": steps / 5, "evaluate": 3.0, "total": steps / 5 + 5}}
 
 def simulate_run(
@@ -81,7 +82,7 @@ def simulate_run(
     n: int = 1000,  # images in a set
     complete: bool = True,
     keep: bool = True,  # the predictions
-    stages: Iterable[str] = ("train",),
+    term: str = "",  # of its loss
     **asked,  # parameters that are not at their defaults
 ) -> Path:  # the run's directory
     "Write the files of a run."
@@ -90,22 +91,25 @@ def simulate_run(
     write_atomic(path/"config.json", json.dumps(simulate_config(method, seed, benchmark, asked, complete)))
     if not complete: return path
     predictions = {name: simulate_predictions(name, seed, skill, heat, n) for name in sets}
-    if keep: [save_predictions(path/"predictions"/f"{name}.safetensors", p) for name, p in predictions.items()]
+    for name, p in predictions.items() if keep else ():
+        save_predictions(path/"predictions"/f"{name}.safetensors", p)
     write_atomic(path/"metrics.tsv", metrics_table(predictions, 256).to_csv(sep="\t", index=False))
-    if find_method(method).trains: write_atomic(path/"train.tsv", simulate_log(stages, seed).to_csv(sep="\t", index=False))
+    log = simulate_log(find_method(method).stage_names, seed, term) if find_method(method).trains else None
+    if log is not None: write_atomic(path/"train.tsv", log.to_csv(sep="\t", index=False))
     return path
 
 # %% ../../nbs/5_analysis/08_simulated.ipynb #e459bac8
-SIMULATED = {"zs": (2.4, 1.3), "lp": (2.5, 1.6), "ft": (2.8, 2.6), "lp-ft": (2.9, 2.2), "carot": (3.1, 1.7)}  # skill, heat
+SIMULATED = {  # skill, heat
+    "zs": (2.4, 1.3), "lp": (2.5, 1.6), "ft": (2.8, 2.6), "lp-ft": (2.9, 2.2), "carot": (3.1, 1.7)}
 
 def simulate_comparison(
     out: str | Path,  # folder of all results
 ) -> Path:  # the same
     "Runs of most methods on a benchmark called simulated."
     for method, (skill, heat) in SIMULATED.items():
-        stages = ("probe", "train") if method == "lp-ft" else ("train",)
         for seed in (1, 2, 3) if find_method(method).seeded else (1,):
-            simulate_run(out, method, seed, skill + 0.05 * seed, heat, stages=stages)
+            simulate_run(out, method, seed, skill + 0.05 * seed, heat,
+                         term="contrastive" if find_method(method).uses("distillation_coef") else "")
     simulate_run(out, "flyp", complete=False)
     simulate_run(out, "carot", skill=2.9, heat=2.0, distillation_coef=0.0)
     return Path(out)

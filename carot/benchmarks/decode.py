@@ -18,7 +18,7 @@ from ..core import lazy
 from ..data import BadImage, read_image
 
 # %% auto #0
-__all__ = ['decode', 'to_tensor', 'read_tensor', 'TensorTransform', 'fast']
+__all__ = ['decode_image', 'to_tensor', 'read_tensor', 'TensorTransform', 'fast']
 
 # %% ../../nbs/2_benchmarks/04_decode.ipynb #0fa0b4c6
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 else: torch, v2 = lazy("torch"), lazy("torchvision.transforms.v2")
 
 # %% ../../nbs/2_benchmarks/04_decode.ipynb #9154dfae
-def decode(
+def decode_image(
     data: bytes,  # content of an image file
     name: str,  # of the file, for the message
 ) -> np.ndarray:  # uint8 (H, W, 3), RGB
@@ -56,7 +56,7 @@ def read_tensor(
     "A decoded image file. Raises `BadImage`."
     try: data = Path(path).read_bytes()
     except OSError as error: raise BadImage(f"cannot read image {path}: {error.strerror}") from None
-    return to_tensor(decode(data, str(path)))
+    return to_tensor(decode_image(data, str(path)))
 
 # %% ../../nbs/2_benchmarks/04_decode.ipynb #8d4fc550
 class TensorTransform:

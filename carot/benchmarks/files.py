@@ -9,15 +9,17 @@ import os
 from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from ..core import UserError
-from ..data import read_image
+from ..data import Images, read_image
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'is_folder', 'entries', 'list_images', 'list_folders', 'ImagePaths', 'class_folders', 'scan_classes']
+__all__ = ['SUFFIXES', 'is_folder', 'entries', 'list_images', 'list_folders', 'LabelledImages', 'ImagePaths', 'class_folders',
+           'scan_classes']
 
 # %% ../../nbs/2_benchmarks/03_files.ipynb #c2bbad88
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # in any case
@@ -47,6 +49,11 @@ def list_folders(
 ) -> list[str]:  # names, sorted
     "Folders directly in a folder."
     return [entry.name for entry in entries(folder) if is_folder(entry)]
+
+# %% ../../nbs/2_benchmarks/03_files.ipynb #5e0b387f
+class LabelledImages(Images, Protocol):
+    "index -> (image, label), and all labels at once."
+    labels: np.ndarray
 
 # %% ../../nbs/2_benchmarks/03_files.ipynb #4a8e5f7f
 class ImagePaths:

@@ -10,10 +10,10 @@ import math
 import os
 import unicodedata
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -42,17 +42,19 @@ else:
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #6b47324b
 CLASSES = """
 ☀ sun, ☁ cloud, ☂ umbrella, ☃ snowman, ☄ comet, ★ star, ☇ lightning, ☎ telephone, ☑ ballot box, ☕ hot drink,
-☘ shamrock, ☝ pointing finger, ☠ skull and crossbones, ☢ radioactive sign, ☣ biohazard sign, ☤ caduceus, ☥ ankh,
-☦ orthodox cross, ☧ chi rho, ☨ cross of lorraine, ☪ star and crescent, ☫ farsi symbol, ☭ hammer and sickle,
-☮ peace symbol, ☯ yin yang, ☸ wheel of dharma, ☹ sad face, ☺ smiling face, ☽ crescent moon, ☿ mercury, ♀ female sign,
-♁ earth, ♂ male sign, ♃ jupiter, ♄ saturn, ♅ uranus, ♆ neptune, ♇ pluto, ♈ aries, ♉ taurus, ♊ gemini, ♋ cancer, ♌ leo,
-♍ virgo, ♎ libra, ♏ scorpio, ♐ sagittarius, ♑ capricorn, ♒ aquarius, ♓ pisces, ♔ chess king, ♕ chess queen,
-♖ chess rook, ♗ chess bishop, ♘ chess knight, ♙ chess pawn, ♠ spade, ♣ club, ♥ heart, ♦ diamond, ♨ hot springs,
-♩ quarter note, ♫ beamed notes, ♭ flat sign, ♯ sharp sign, ♲ recycling sign, ♿ wheelchair, ⚁ die showing two,
-⚄ die showing five, ⚑ flag, ⚒ hammer and pick, ⚓ anchor, ⚔ crossed swords, ⚕ staff of aesculapius, ⚖ scales, ⚗ alembic,
-⚘ flower, ⚙ gear, ⚛ atom, ⚜ fleur de lis, ⚠ warning sign, ⚡ high voltage sign, ⚰ coffin, ⚱ urn, ✂ scissors,
-✈ airplane, ✉ envelope, ✌ victory hand, ✍ writing hand, ✎ pencil, ✒ pen nib, ✔ check mark, ✘ ballot cross,
-✠ maltese cross, ✡ star of david, ❄ snowflake, ❦ floral heart, ➳ arrow, ✿ florette, 🐱 cat face
+☘ shamrock, ☝ pointing finger, ☠ skull and crossbones, ☢ radioactive sign, ☣ biohazard sign, ☤ caduceus,
+☥ ankh, ☦ orthodox cross, ☧ chi rho, ☨ cross of lorraine, ☪ star and crescent, ☫ farsi symbol,
+☭ hammer and sickle, ☮ peace symbol, ☯ yin yang, ☸ wheel of dharma, ☹ sad face, ☺ smiling face,
+☽ crescent moon, ☿ mercury, ♀ female sign, ♁ earth, ♂ male sign, ♃ jupiter, ♄ saturn, ♅ uranus, ♆ neptune,
+♇ pluto, ♈ aries, ♉ taurus, ♊ gemini, ♋ cancer, ♌ leo, ♍ virgo, ♎ libra, ♏ scorpio, ♐ sagittarius,
+♑ capricorn, ♒ aquarius, ♓ pisces, ♔ chess king, ♕ chess queen, ♖ chess rook, ♗ chess bishop,
+♘ chess knight, ♙ chess pawn, ♠ spade, ♣ club, ♥ heart, ♦ diamond, ♨ hot springs, ♩ quarter note,
+♫ beamed notes, ♭ flat sign, ♯ sharp sign, ♲ recycling sign, ♿ wheelchair, ⚁ die showing two,
+⚄ die showing five, ⚑ flag, ⚒ hammer and pick, ⚓ anchor, ⚔ crossed swords, ⚕ staff of aesculapius, ⚖ scales,
+⚗ alembic, ⚘ flower, ⚙ gear, ⚛ atom, ⚜ fleur de lis, ⚠ warning sign, ⚡ high voltage sign, ⚰ coffin, ⚱ urn,
+✂ scissors, ✈ airplane, ✉ envelope, ✌ victory hand, ✍ writing hand, ✎ pencil, ✒ pen nib, ✔ check mark,
+✘ ballot cross, ✠ maltese cross, ✡ star of david, ❄ snowflake, ❦ floral heart, ➳ arrow, ✿ florette,
+🐱 cat face
 """
 SHAPES = range(0x2600, 0x27C0), range(0x1F400, 0x1F650)  # pictographs and faces
 DIGITS = "zero one two three four five six seven eight nine".split()
@@ -60,7 +62,7 @@ DIGITS = "zero one two three four five six seven eight nine".split()
 @cache
 def concepts() -> list[tuple[str, str]]:
     "All (character, name) pairs: the 100 classes first, then what else the pretraining corpus shows."
-    classes = [tuple(item.strip().split(" ", 1)) for item in CLASSES.replace("\n", " ").split(",")]
+    classes = [(item[0], item[2:]) for item in map(str.strip, CLASSES.replace("\n", " ").split(","))]
     taken = {part for pair in classes for part in pair}
     others = [(chr(code), unicodedata.name(chr(code), "").lower().replace("-", " "))
               for code in sorted(charmap(FACES[0])) if any(code in span for span in SHAPES)]
@@ -77,7 +79,7 @@ def font_file(face: str) -> str:
     "Path of one of matplotlib's typefaces."
     return f"{matplotlib.get_data_path()}/fonts/ttf/{face}.ttf"
 
-def charmap(face: str) -> dict[int, int]:
+def charmap(face: str) -> Collection[int]:
     "The characters that a typeface has."
     return ft2font.FT2Font(font_file(face)).get_charmap()
 
@@ -88,12 +90,12 @@ SIDE = 32  # side of an image in pixels
 def draw_mask(character: str, face: str) -> np.ndarray:
     "Coverage (uint8, BOX×BOX) of one character, its longer side filling 54 pixels."
     font = ImageFont.truetype(font_file(face), 160)
-    left, top, right, bottom = font.getbbox(character)
+    left, top, right, bottom = map(round, font.getbbox(character))
     canvas = Image.new("L", (right - left + 8, bottom - top + 8))
     ImageDraw.Draw(canvas).text((4 - left, 4 - top), character, fill=255, font=font)
     ink = canvas.crop(canvas.getbbox())
     scale = (BOX - 10) / max(ink.size)
-    ink = ink.resize([max(2, round(side * scale)) for side in ink.size], Image.LANCZOS)
+    ink = ink.resize([max(2, round(side * scale)) for side in ink.size], Image.Resampling.LANCZOS)
     mask = Image.new("L", (BOX, BOX))
     mask.paste(ink, ((BOX - ink.width) // 2, (BOX - ink.height) // 2))
     return np.asarray(mask)
@@ -297,8 +299,9 @@ def typical() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(len(COLOURS), (n,), generator=generator), torch.randint(2, (n,), generator=generator)
 
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #cc731283
-STYLES = {"photo": photo, "rendition": rendition, "sketch": sketch, "cluttered": cluttered, "odd_view": odd_view,
-          "printed": printed}
+STYLES: dict[str, Callable[..., torch.Tensor]] = {
+    "photo": photo, "rendition": rendition, "sketch": sketch, "cluttered": cluttered, "odd_view": odd_view,
+    "printed": printed}
 
 def render(
     style: str,  # one of `STYLES`
@@ -321,7 +324,7 @@ def render(
 
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #65d6ed86
 # set -> images, seed, style and its settings
-RECIPES = {
+RECIPES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "train": (3000, 11, dict(style="photo", rho=0.8)),
     "val": (1000, 12, dict(style="photo", rho=0.8)),
     "Glyphs": (5000, 21, dict(style="photo", rho=0.8)),
@@ -415,4 +418,5 @@ def load(
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #40d60c14
 GLYPHS = BenchmarkSpec(
     "glyphs", "one hundred drawn pictographs and five distribution shifts; made in seconds", load, DEFAULTS,
-    METHOD_DEFAULTS, NOTE, control="plain_glyphs", equal_rates=("0.0003", "0.001"))
+    METHOD_DEFAULTS, NOTE, control="plain_glyphs", shortcut="class-typical backgrounds",
+    equal_rates=("0.0003", "0.001"))

@@ -8,83 +8,122 @@ from __future__ import annotations
 import errno
 import io
 import json
-import shutil
+import os
 import tarfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
 
+from .decode import decode_image, read_tensor, to_tensor
+from .files import ImagePaths, class_folders, scan_classes
+from ..core import UserError, write_atomic
 from ..data import BadImage, read_image
-from ..core import UserError
-from .files import ImagePaths, scan_classes
-
-try: from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError: decode_jpeg = None  # deprecated since torchvision 0.29: PIL decodes then
-from .shrink import Shrunk
-from .decode import decode
-from .decode import read_tensor
 
 # %% auto #0
-__all__ = ['INDEX', 'shard_path', 'key', 'add_file', 'find_images', 'read_description', 'full', 'check_space', 'new_labels',
-           'ShardImages']
+__all__ = ['INDEX', 'shard_path', 'sample_key', 'add_file', 'add_sample', 'find_images', 'write_shard', 'about_shards',
+           'new_labels', 'read_indices', 'ShardImages', 'class_dataset']
 
-# %% ../../nbs/2_benchmarks/05_shards.ipynb #c7515dd4
+# %% ../../nbs/2_benchmarks/05_shards.ipynb #1d3a2eac
 INDEX = np.dtype([("position", "<i4"), ("offset", "<i8"), ("size", "<i4"), ("label", "<i4")])  # of an image in a shard
 
 def shard_path(folder: Path, number: int) -> Path:
     "The tar file; its index ends in .npy."
     return folder/f"train-{number:05d}.tar"
 
-def key(position: int, name: str) -> str:
+def sample_key(position: int, name: str) -> str:
     "What an image is called in its shard: unique, without a dot."
     return f"{position:07d}_{Path(name).stem.replace('.', '_')[:60]}"
 
+# %% ../../nbs/2_benchmarks/05_shards.ipynb #c7515dd4
 def add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     "One file into a tar."
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
 
-def find_images(tar: Path, positions: list[int], labels) -> np.ndarray:  # of INDEX
+def add_sample(
+    tar: tarfile.TarFile,
+    position: int,  # of the image in its folder
+    name: str,  # of its file
+    label: int,
+    data: bytes,  # of the image
+) -> None:
+    "An image and its class into a shard."
+    sample = sample_key(position, name)
+    add_file(tar, sample + (".jpg" if data[:2] == b"\xff\xd8" else Path(name).suffix.lower()), data)
+    add_file(tar, f"{sample}.cls", str(label).encode())
+
+def find_images(
+    tar: Path,
+    labels: Mapping[int, int],  # position -> label, in the order of the tar
+) -> np.ndarray:  # of `INDEX`
     "Where the images of a shard are, read from the tar itself."
-    with tarfile.open(tar) as file: members = [m for m in file if not m.name.endswith(".cls")]
-    rows = [(int(m.name.split("_")[0]), m.offset_data, m.size, labels[position]) for m, position in zip(members, positions, strict=True)]
-    index = np.array(rows, INDEX)
-    if index["position"].tolist() != list(positions): raise OSError(errno.EIO, f"{tar} is not what was written")
-    return index
+    with tarfile.open(tar) as file: members = [member for member in file if not member.name.endswith(".cls")]
+    if [int(member.name.split("_")[0]) for member in members] != list(labels):
+        raise OSError(errno.EIO, f"{tar} is not what was written")
+    found = zip(labels.items(), members)
+    return np.array([(position, m.offset_data, m.size, label) for (position, label), m in found], INDEX)
 
 # %% ../../nbs/2_benchmarks/05_shards.ipynb #a5d4b2c0
-def read_description(folder: Path) -> dict:
+def write_shard(
+    target: Path,  # from `shard_path`
+    samples: Iterable[tuple[int, str, int, bytes]],  # position, name, label, content
+) -> None:
+    "One tar with its index; nothing is left of it if writing fails."
+    part, labels = target.with_name(f".{target.name}"), {}
+    try:
+        with open(part, "wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                for position, name, label, data in samples:
+                    add_sample(tar, position, name, label, data)
+                    labels[position] = label
+            file.flush()
+            os.fsync(file.fileno())
+        index = find_images(part, labels)
+        part.replace(target)
+    finally: part.unlink(missing_ok=True)
+    content = io.BytesIO()
+    np.save(content, index)
+    write_atomic(target.with_suffix(".npy"), content.getvalue())
+
+# %% ../../nbs/2_benchmarks/05_shards.ipynb #4bafa47a
+def about_shards(
+    folder: Path,
+) -> dict:  # images, shard_size, classes and how they were made
     "The content of shards.json."
     try: return json.loads((folder/"shards.json").read_text())
-    except ValueError: raise UserError(f"{folder/'shards.json'} is damaged; delete {folder} and run `carot shrink` again") from None
-
-def full(error: OSError, out: Path) -> Exception:
-    "What to say about a failed write: shards that are complete stay."
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO): return error
-    return UserError(f"cannot write to {out}: {error.strerror}; mend that and give the same command again, it goes on from the last shard")
-
-def check_space(images: ImagePaths, parts: list, out: Path, shorter_side: int, quality: int) -> None:
-    "Raises `UserError` unless the missing shards will fit on the disk, judged by 64 images."
-    positions = np.concatenate(parts)[:64].tolist() if parts else []
-    sizes = [len(data) for _, data, _ in map(Shrunk(images, shorter_side, quality).__getitem__, positions)]
-    need = sum(map(len, parts)) * (np.mean(sizes) + 2048) * 1.02 if sizes else 0
-    free = shutil.disk_usage(out).free
-    if need > free: raise UserError(f"the shards need about {need / 1e9:.1f} GB, but {out} has {free / 1e9:.1f} GB free; choose another folder")
+    except ValueError: raise UserError(f"{folder/'shards.json'} is damaged; delete {folder} and run `carot shrink` "
+                                       "again") from None
 
 # %% ../../nbs/2_benchmarks/05_shards.ipynb #c0de6ad2
-def new_labels(folder, classes: list[str], labels: Mapping[str, int] | None, ignore: Collection[str]) -> np.ndarray:
-    "Old label -> new one, -1 for classes that are left out. Raises `UserError` for a class that has no label."
+def new_labels(
+    folder: str | Path,  # for the message
+    classes: list[str],  # class folder of each old label
+    labels: Mapping[str, int] | None,  # class folder -> new label; None: as they were
+    ignore: Collection[str],  # class folders that are left out
+) -> np.ndarray:  # old label -> new one, -1 for classes that are left out
+    "Raises `UserError` for a class that has no label."
     if labels is None: labels = {name: i for i, name in enumerate(classes)}
     for name in classes:
-        if name not in labels and name not in ignore: raise UserError(f"{folder}: {name} is none of the {len(labels)} class folders")
+        if name not in labels and name not in ignore:
+            raise UserError(f"{folder}: {name} is none of the {len(labels)} class folders")
     return np.array([-1 if name in ignore else labels[name] for name in classes], np.int32)
 
+def read_indices(
+    folder: Path,
+    about: dict,  # from `about_shards`
+) -> list[np.ndarray]:  # of `INDEX`, one a shard
+    "Where all images are. Raises `UserError` if a shard is missing."
+    files = [shard_path(folder, n).with_suffix(".npy") for n in range(-(-about["images"] // about["shard_size"]))]
+    gone = [file for file in files if not (file.exists() and file.with_suffix(".tar").exists())]
+    if gone: raise UserError(f"{len(gone)} of {len(files)} shards are missing in {folder}; give the same "
+                             "`carot shrink` command again")
+    return [np.load(file) for file in files]
+
 # %% ../../nbs/2_benchmarks/05_shards.ipynb #95c13a64
-class ShardImages(Dataset):
+class ShardImages:
     "A map-style data set over shards: index -> (image, label), in the order of the folder they were made of."
     def __init__(
         self,
@@ -94,17 +133,14 @@ class ShardImages(Dataset):
         ignore: Collection[str] = (),  # class folders that are left out
         read: Callable = read_image,  # or `read_tensor`: whether images are PIL's or tensors
     ):
-        self.root, self.transform, self.read, about = str(folder), transform, read, read_description(Path(folder))
-        files = [shard_path(Path(folder), n).with_suffix(".npy") for n in range(-(-about["images"] // about["shard_size"]))]
-        gone = [file for file in files if not (file.exists() and file.with_suffix(".tar").exists())]
-        if gone: raise UserError(f"{len(gone)} of {len(files)} shards are missing in {folder}; give the same `carot shrink` command again")
-        parts = [np.load(file) for file in files]
-        rows, shard = np.concatenate(parts), np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
-        label = new_labels(folder, about["classes"], labels, ignore)[rows["label"]]
-        order = np.lexsort((rows["position"], label))  # as `scan_classes` lists the originals: by label, then as before
+        self.root, self.transform, self.read, about = str(folder), transform, read, about_shards(Path(folder))
+        parts = read_indices(Path(folder), about)
+        index, shard = np.concatenate(parts), np.repeat(np.arange(len(parts), dtype=np.int32), list(map(len, parts)))
+        label = new_labels(folder, about["classes"], labels, ignore)[index["label"]]
+        order = np.lexsort((index["position"], label))  # as `scan_classes` lists the originals
         order = order[label[order] >= 0]
         self.labels, self.shard = label[order], shard[order]
-        self.offset, self.size = rows["offset"][order], rows["size"][order]
+        self.offset, self.size = index["offset"][order], index["size"][order]
 
     def __len__(self): return len(self.labels)
 
@@ -120,7 +156,21 @@ class ShardImages(Dataset):
         with open(shard_path(Path(self.root), self.shard[index]), "rb", buffering=0) as file:
             file.seek(self.offset[index])
             data = file.read(self.size[index])
-        try: image = decode(data, "")
-        except BadImage as error: raise BadImage(str(error).replace("image :", f"image {self.path(index)}:")) from None
-        if self.read is not read_tensor: image = Image.fromarray(image.permute(1, 2, 0).numpy())
+        try: pixels = decode_image(data, "")
+        except BadImage as error:
+            raise BadImage(str(error).replace("image :", f"image {self.path(index)}:")) from None
+        image = to_tensor(pixels) if self.read is read_tensor else Image.fromarray(pixels)
         return (self.transform(image) if self.transform else image), int(self.labels[index])
+
+# %% ../../nbs/2_benchmarks/05_shards.ipynb #55150af4
+def class_dataset(
+    root: str | Path,  # folder of class folders
+    labels: Mapping[str, int],  # class folder -> label
+    transform: Callable | None = None,  # of what `read` gives; None: that itself
+    ignore: Collection[str] = (),  # folders that are no classes
+    read: Callable = read_image,  # path -> image
+) -> ImagePaths | ShardImages:  # by label, then by name
+    "All images of class folders, or of the shards that were made of them. Raises `UserError`."
+    if not (Path(root)/"shards.json").is_file(): return scan_classes(root, labels, transform, ignore, read)
+    class_folders(root, labels, ignore)  # an unknown one is an error here, too
+    return ShardImages(root, labels, transform, ignore, read)

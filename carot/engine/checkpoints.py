@@ -110,7 +110,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Path:
-    "Write a checkpoint under another name, make it durable, rename it; two are kept. Raises `UserError` on a full disk."
+    "Write a checkpoint under another name, then rename it; two are kept. Raises `UserError` on a full disk."
     part, target = folder/f".part-{step:08d}", folder/f"step-{step:08d}"
     weights = {name: {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
                for name, module in kept_modules(objective).items()}

@@ -87,9 +87,10 @@ def tracking(
 
 # %% ../../nbs/3_engine/01_log.ipynb #f0dff75e
 def in_notebook() -> bool:
-    "Whether this is a notebook's kernel."
-    shell = "IPython" in sys.modules and sys.modules["IPython"].get_ipython()
-    return bool(shell) and "IPKernelApp" in shell.config and "FORK_LAUNCHED" not in os.environ
+    "Whether this is a notebook's kernel, and no process that it forked."
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    kernel = getattr(shell, "kernel", None)
+    return kernel is not None and kernel.session.pid == os.getpid()
 
 class Progress(tqdm):
     "tqdm that updates one line of output when it runs in a notebook."

@@ -5,94 +5,84 @@
 # %% ../../nbs/4_runs/05_check.ipynb #de0864d3
 from __future__ import annotations
 
+import csv
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-
-import carot
-from ..engine.signals import Stopped
+from ..benchmarks.inspect import SetReport, look_at_sets, plain_text, scan, sets_table
 from ..core import UserError
-
-try: import fcntl, resource
-except ImportError: fcntl = resource = None  # Windows
-from .jobs import Job
-from ..benchmarks.inspect import SetReport
-from .estimate import facts
-from .settings import ignored
+from ..data import BenchmarkSpec, built_in_benchmarks
+from ..engine.devices import is_one_of_many
+from ..engine.signals import Stopped
+from ..methods.base import all_methods
+from .estimate import facts, measure
 from .execute import is_done
-from .records import is_one_of_many
-from ..benchmarks.inspect import look_at_sets
-from .estimate import measure
-from ..benchmarks.inspect import plain_text
-from .jobs import plan
-from .jobs import run_all
-from ..benchmarks.inspect import scan
-from ..benchmarks.inspect import sets_table
+from .jobs import Job, plan_runs, run_all, used_by
+from .settings import Resolved, list_values, resolve
 
 # %% auto #0
-__all__ = ['TOLERANCE', 'PUBLISHED', 'check_before_training', 'check', 'scan_sets', 'published_accuracy', 'check_zero_shot',
-           'check_data']
+__all__ = ['TOLERANCE', 'check_setup', 'look', 'briefly', 'check_no_benchmark', 'has_sets', 'scan_sets', 'check_before_training',
+           'make_zero_shot', 'check_data', 'check_zero_shot']
 
 # %% ../../nbs/4_runs/05_check.ipynb #874fcac1
-import shutil
-from dataclasses import replace
-
-import pandas as pd
-
-from .settings import resolve
-
-# %% ../../nbs/4_runs/05_check.ipynb #07c0b29d
-def check_before_training(
-    notebook: str | Path,
-    jobs: list[Job],
-) -> None:
-    "Raises `UserError` if something is to be trained on ImageNet and the data, or the model's zero-shot accuracy, are not as they should be."
-    waiting = [job for job in jobs if job.parameters["method"] != "zs" and not is_done(job.path, job.parameters)]
-    if not waiting or waiting[0].parameters["benchmark"] != "imagenet": return
-    from carot.runs.check import check_data, check_zero_shot, published_accuracy
-
-    job = waiting[0]
-    check_data(job.parameters)
-    published = published_accuracy(job.parameters["model"], job.parameters["pretrained"])
-    if not published: return
-    given = {k: v for k, v in job.given.items() if k not in ("method", "seed", *ignored("zs"))}
-    zero_shot, = plan(["zs"], 1, given)
-    if is_one_of_many() and not is_done(zero_shot.path, zero_shot.parameters):
-        raise UserError("before several processes train on imagenet, one must check: `carot run --method zs` with the same options comes first")
-    code = run_all(notebook, [zero_shot], at_once=1)
-    if code == 75: raise Stopped
-    if code: raise UserError("nothing was trained, because the zero-shot run that comes first failed")
-    check_zero_shot(zero_shot.path, published)
-
-# %% ../../nbs/4_runs/05_check.ipynb #1b64a065
-def check(
-    benchmark: str | None = None,  # a name, or the path of a folder; None: `root` if that is given, else "glyphs"
-    root: str | None = None,  # folder of ImageNet's sets
+def check_setup(
+    benchmark: str | None = None,  # a name, or the path of a folder; None: root if that is given, else glyphs
+    root: str | None = None,  # folder of a benchmark's files
     scan: bool = False,  # decode every image
-    time_step: bool = True,  # load the model and time a step
-    **given,  # other run parameters
+    time_step: bool = True,  # load the model and time its steps
+    **given,  # other run settings
 ) -> int:  # exit code: 0 if a run can start, else 2
     "Prints what was found and what a run will need; problems go to stderr, one line each."
     if benchmark is None and root is not None:
-        if (Path(root)/"ILSVRC2012").is_dir(): raise UserError(f"{root} looks like ImageNet's; give benchmark imagenet, too")
+        check_no_benchmark(root)
         benchmark, root = root, None
-    given = {k: v for k, v in {"benchmark": benchmark, "root": root, **given}.items() if v is not None}
-    parameters, _ = resolve(given)
-    names = parameters["eval_sets"] and [name.strip() for name in parameters["eval_sets"].split(",")]
-    reports = look_at_sets(parameters["benchmark"], parameters["root"], names)
-    if scan: scan_sets(reports, parameters["workers"])
-    print(plain_text(sets_table([r if len(r.verdict) < 60 else replace(r, error=r.error and "see below", warning=r.warning and "see below")
-                                 for r in reports])), end="\n\n")
+    run = resolve({"benchmark": benchmark, "root": root, **given})
+    reports = look(run)
+    if scan: scan_sets(reports, run.settings.workers)
+    print(plain_text(sets_table(list(map(briefly, reports)))), end="\n\n")
     problems, lines = [f"{r.name}: {r.error}" for r in reports if r.error], {}
     for r in reports:
         if r.warning: print(f"note: {r.name}: {r.warning}")
     if time_step and not problems:
-        try: lines, problems = facts(parameters, *measure(parameters, names))
+        try: lines, problems = facts(run, *measure(run))
         except UserError as error: problems = [str(error)]
     for name, line in lines.items(): print(f"{name:<7} {line}")
     for problem in problems: print(f"carot: error: {problem}", file=sys.stderr)
     if not problems: print("ready" + ("" if scan else "; --scan reads every image"))
     return 2 if problems else 0
+
+# %% ../../nbs/4_runs/05_check.ipynb #1e98ef8f
+def look(
+    run: Resolved,
+) -> list[SetReport]:
+    "What there is of the sets of a run."
+    return look_at_sets(run.spec, run.settings.root, list_values(run.settings.eval_sets, str) or None)
+
+def briefly(
+    report: SetReport,
+) -> SetReport:  # for the table
+    "A report whose verdict fits into a line."
+    if len(report.verdict) < 60: return report
+    return replace(report, error=report.error and "see below", warning=report.warning and "see below")
+
+def check_no_benchmark(
+    root: str | Path,
+) -> None:
+    "Raises `UserError` for a folder that is no benchmark of one's own, but holds the files of a built-in one."
+    if not Path(root).is_dir() or (Path(root)/"train").is_dir(): return
+    for spec in built_in_benchmarks().values():
+        if spec.needs_root and has_sets(spec, root):
+            raise UserError(f"{root} holds files of {spec.name}; give benchmark {spec.name}, too")
+
+def has_sets(
+    spec: BenchmarkSpec,
+    root: str | Path,
+) -> bool:
+    "Whether a folder has sets of a benchmark."
+    try: return any(report.dataset is not None for report in look_at_sets(spec, root))
+    except UserError: return False
 
 def scan_sets(
     reports: list[SetReport],
@@ -104,40 +94,60 @@ def scan_sets(
         broken = scan(report.dataset, workers, report.name)
         for message in broken[:20]: print(message)
         if len(broken) > 20: print(f"… and {len(broken) - 20} more in {report.name}")
-        if broken: report.error = f"{len(broken):,} of {report.images:,} images cannot be read; the first: {broken[0]}"
+        if broken:
+            report.error = f"{len(broken):,} of {report.images:,} images cannot be read; the first: {broken[0]}"
 
 # %% ../../nbs/4_runs/05_check.ipynb #384b873f
-TOLERANCE = {"ObjectNet": 0.015}  # others: 0.005
-PUBLISHED = {("ViT-B-16", "openai"): "zs", ("ViT-B-16-quickgelu", "openai"): "zs"}  # model and weights -> method of its row
+def check_before_training(
+    notebook: str | Path,
+    jobs: list[Job],  # on one benchmark
+) -> None:
+    "Raises `UserError` if something is to be trained and data or zero-shot accuracy are not as they should be."
+    waiting = [job for job in jobs if job.method.trains and not is_done(job.resolved)]
+    if not waiting: return
+    spec, settings = waiting[0].resolved.spec, waiting[0].resolved.settings
+    if spec.inspect: check_data(waiting[0].resolved)
+    published = spec.zero_shot(settings.model, settings.pretrained) if spec.zero_shot else {}
+    if published: check_zero_shot(make_zero_shot(notebook, waiting[0]), published)
 
-def published_accuracy(
-    model: str,
-    pretrained: str | None,
-) -> dict[str, float]:  # by set; empty if there is no row
-    "open_clip's published zero-shot accuracy."
-    method, package = PUBLISHED.get((model, pretrained)), Path(carot.__file__).parent
-    if method is None: return {}
-    folder = next(p for p in (package.parent/"expt_logs"/"reported", package/"reported") if p.is_dir())
-    rows = pd.read_csv(folder/"reported.tsv", sep="\t").query(f"source == 'open_clip' and method == '{method}' and metric == 'accuracy'")
-    return {name: float(value) for name, value in rows.iloc[0, 4:].items()}
+def make_zero_shot(
+    notebook: str | Path,
+    job: Job,  # that is to be trained
+) -> Path:  # its directory
+    "The run of the same model that trains nothing, made if it is missing."
+    method = next(method for method in all_methods().values() if not method.trains)
+    given = {name: value for name, value in used_by(method, job.given).items() if name not in ("method", "seed")}
+    zero_shot, = plan_runs([method.reference], 1, given)
+    if is_one_of_many() and not is_done(zero_shot.resolved):
+        raise UserError(f"before several processes train on {job.resolved.spec.name}, one must check: "
+                        f"`carot run --method {method.reference}` with the same options comes first")
+    code = run_all(notebook, [zero_shot], at_once=1)
+    if code == 75: raise Stopped
+    if code: raise UserError("nothing was trained, because the zero-shot run that comes first failed")
+    return zero_shot.path
+
+def check_data(
+    run: Resolved,
+) -> None:
+    "Raises `UserError`, in one line, for the first set that is not in order and says how many there are."
+    bad = [r for r in look(run) if r.error]
+    more = f" (and {len(bad) - 1} more)" if bad[1:] else ""
+    if bad: raise UserError(f"{bad[0].name}: {bad[0].error}{more}; `carot check` shows all, "
+                            "--no-preflight trains all the same")
+
+# %% ../../nbs/4_runs/05_check.ipynb #5cd1948f
+TOLERANCE = {"ObjectNet": 0.015}  # others: 0.005
 
 def check_zero_shot(
     run: Path,  # directory of a complete zero-shot run
-    published: dict[str, float],  # accuracy by set
+    published: Mapping[str, float],  # accuracy by set
 ) -> None:
     "Raises `UserError` if a set's accuracy is not what it should be."
-    rows = pd.read_csv(run/"metrics.tsv", sep="\t").query("metric == 'accuracy' and set in @published").set_index("set")["value"]
-    off = {name: value for name, value in rows.items() if abs(value - published[name]) > TOLERANCE.get(name, 0.005)}
+    with open(run/"metrics.tsv", newline="") as file: table = list(csv.DictReader(file, delimiter="\t"))
+    found = {row["set"]: float(row["value"]) for row in table
+             if row["metric"] == "accuracy" and row["set"] in published}
+    off = {name: value for name, value in found.items() if abs(value - published[name]) > TOLERANCE.get(name, 0.005)}
     words = [f"{name} {100 * value:.1f} % instead of {100 * published[name]:.1f} %" for name, value in off.items()]
-    if words: raise UserError(f"zero-shot accuracy is not the published one ({', '.join(words)}): a wrong template, transform or label map, or other "
-                              f"images; see {run}, and --no-preflight to train all the same")
-
-# %% ../../nbs/4_runs/05_check.ipynb #47b6776f
-def check_data(
-    parameters: dict,  # of a run
-) -> None:
-    "Raises `UserError`, in one line, for the first set that is not in order and says how many there are."
-    names = parameters["eval_sets"] and [name.strip() for name in parameters["eval_sets"].split(",")]
-    bad = [r for r in look_at_sets(parameters["benchmark"], parameters["root"], names) if r.error]
-    if bad: raise UserError(f"{bad[0].name}: {bad[0].error}" + (f" (and {len(bad) - 1} more)" if bad[1:] else "")
-                            + "; `carot check` shows all, --no-preflight trains all the same")
+    if words: raise UserError(f"zero-shot accuracy is not the published one ({', '.join(words)}): a wrong template, "
+                              f"transform or label map, or other images; see {run}, and --no-preflight to train "
+                              "all the same")

@@ -62,7 +62,7 @@ follow_parent()
 
 # %% ../../nbs/4_runs/02_execute.ipynb #b7219e71
 class KernelSignals(StopSignals):
-    "While entered, the first SIGTERM or Ctrl-C goes to the kernel, as SIGTERM; a second Ctrl-C raises `KeyboardInterrupt`."
+    "While entered, the first SIGTERM or Ctrl-C goes to the kernel, as SIGTERM; a second Ctrl-C ends both at once."
     kernel: int | None = None  # process number; None: not started yet
 
     def note(self, number, frame):
@@ -70,7 +70,7 @@ class KernelSignals(StopSignals):
         if self.kernel is None: raise KeyboardInterrupt
         with suppress(ProcessLookupError): os.kill(self.kernel, signal.SIGTERM)
 
-def kernel_manager() -> type:
+def kernel_manager() -> Any:  # a class
     "A manager of kernels that run this very Python and end with this process."
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
@@ -85,7 +85,7 @@ def kernel_manager() -> type:
 
         @property
         def kernel_spec(self):
-            progress = os.environ.get("TQDM_MININTERVAL", "5")  # seconds: an executed notebook needs no more of its bars
+            progress = os.environ.get("TQDM_MININTERVAL", "5")  # seconds: enough for the bars of an executed notebook
             return KernelSpec(**get_kernel_dict(["--log-level=ERROR"]),
                               env={"CAROT_PARENT": str(os.getpid()), "TQDM_MININTERVAL": progress})
     return ThisPython
@@ -131,13 +131,14 @@ def execute_notebook(
         cause, reason = execute_there(source, executed, given, echo)
         made = nbformat.read(executed, 4) if executed.exists() else None
     if made: repeat_warnings(made)
-    if getattr(cause, "ename", "") in ("UserError", "BadImage"): raise UserError(cause.evalue)
+    if getattr(cause, "ename", "") in ("UserError", "BadImage"): raise UserError(getattr(cause, "evalue", ""))
     failed = target.with_suffix(".failed.ipynb")
     if made and is_main_process() and (not cause or target.parent.is_dir()):
         write_atomic(failed if cause else target, nbformat.writes(tidy(made)) + "\n")
     if cause: raise RuntimeError(reason + (f" (see {failed})" if failed.exists() else "")) from cause
     failed.unlink(missing_ok=True)
 
+# %% ../../nbs/4_runs/02_execute.ipynb #ba8e9695
 def execute_there(
     source: Path,
     executed: Path,  # where the executed notebook goes
@@ -159,7 +160,7 @@ def execute_there(
     except PapermillExecutionError as error: cause, reason = error, f"{error.ename}: {' '.join(error.evalue.split())}"
     except DeadKernelError as error: cause, reason = error, "the notebook's kernel died; out of memory?"
     else: return None, ""
-    if getattr(cause, "ename", "") == "Stopped": raise Stopped(cause.evalue)
+    if getattr(cause, "ename", "") == "Stopped": raise Stopped(getattr(cause, "evalue", ""))
     if manager.stop.asked: raise Stopped
     return cause, reason
 

@@ -35,13 +35,14 @@ from .execute import is_done, make_run, notebook_path
 from .records import read_config, summary
 from .settings import Resolved, benchmark_folder, known_settings, list_values, resolve
 
-if TYPE_CHECKING: import torch
-else: torch = lazy("torch")
-
 # %% auto #0
 __all__ = ['Job', 'job_for', 'is_complete', 'used_by', 'plan_runs', 'nobody_uses', 'command_of', 'log_path', 'open_log', 'share',
            'default_jobs', 'start', 'child', 'said', 'failure', 'end_runs', 'tell_end', 'steps_done', 'progress',
-           'clock', 'Screen', 'Queue', 'run_all', 'Ablation', 'ablation']
+           'clock', 'Screen', 'Queue', 'start_next', 'ask_to_stop', 'collect', 'run_all', 'Ablation', 'ablation']
+
+# %% ../../nbs/4_runs/03_jobs.ipynb #ef138e52
+if TYPE_CHECKING: import torch
+else: torch = lazy("torch")
 
 # %% ../../nbs/4_runs/03_jobs.ipynb #dfa4df5f
 @dataclass
@@ -55,10 +56,11 @@ class Job:
     began: float = 0.0  # `time.monotonic` of the process's start
     slot: int = 0  # its number among the runs that are made at once
     error: str = ""  # why it failed
+    path: Path = field(init=False)  # its directory
+    parameters: dict[str, Any] = field(init=False)  # all of them
 
     def __post_init__(self):
-        self.path: Path = self.resolved.directory
-        self.parameters: dict[str, Any] = self.resolved.parameters
+        self.path, self.parameters = self.resolved.directory, self.resolved.parameters
 
     @property
     def method(self) -> Method:
@@ -95,7 +97,7 @@ def plan_runs(
 ) -> list[Job]:  # methods in the order of tables, all of them checked
     "The runs of a comparison."
     found = {method.name: method for method in map(find_method, methods)}.values()
-    for name, value in given.items():
+    for name in given:
         if not any(method.uses(name) for method in found): raise nobody_uses(name, [method.name for method in found])
     return [job_for(used_by(method, given) | {"method": method.reference, "seed": seed})
             for method in sorted(found, key=lambda method: method.order)
@@ -194,6 +196,7 @@ def child(
         print(error, file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
 
+# %% ../../nbs/4_runs/03_jobs.ipynb #77b4c17e
 def said(
     job: Job,  # whose process was started
 ) -> list[str]:
@@ -270,6 +273,7 @@ def clock(
     minutes, seconds = divmod(int(time.monotonic() - job.began), 60)
     return f"{minutes:3d}:{seconds:02d}"
 
+# %% ../../nbs/4_runs/03_jobs.ipynb #bb9a0573
 class Screen:
     "How many runs are in what state, and how far those are that are being made."
     every = 300.0  # seconds between lines about a run where output is no terminal
@@ -316,37 +320,39 @@ class Queue:
     codes: set[int] = field(default_factory=set)  # how runs ended
     deadline: float = math.inf  # of patience with runs that were asked to stop
 
-    def start_next(self) -> None:
-        "As many as there is room for."
-        while self.waiting and len(self.active) < self.at_once:
-            job = self.waiting.pop(0)
-            job.slot = min(set(range(self.at_once)) - {other.slot for other in self.active})
-            self.active.append(job)
-            start(job, self.notebook, self.logs, share(job.parameters, job.slot, self.at_once))
-
-    def ask_to_stop(self) -> None:
-        "Those that are being made save and end; the others are not begun."
-        print(f"carot: {self.stop.asked}: saving after the current step; Ctrl-C ends at once", file=sys.stderr)
-        if self.waiting: self.codes.add(75)
-        for job in self.active: job.process.terminate()
-        self.waiting, self.deadline = [], time.monotonic() + 300
-
-    def collect(self, screen: Any) -> None:
-        "Those that have ended or taken too long."
-        late = [job for job in self.active if self.timeout and time.monotonic() - job.began > 60 * self.timeout
-                and job.process.poll() is None]
-        end_runs(late)
-        for job in [job for job in self.active if job.process.poll() is not None]:
-            self.active.remove(job)
-            screen.clear()
-            self.codes.add(tell_end(job, self.stop, self.timeout if job in late else None))
-
     @property
     def code(self) -> int:
         "What the whole came to."
         if self.active or 75 in self.codes: return 75
         return 0 if self.codes <= {0} else 2 if self.codes <= {0, 2} else 1
 
+def start_next(queue: Queue) -> None:
+    "Starts as many runs as there is room for."
+    while queue.waiting and len(queue.active) < queue.at_once:
+        job = queue.waiting.pop(0)
+        job.slot = min(set(range(queue.at_once)) - {other.slot for other in queue.active})
+        queue.active.append(job)
+        start(job, queue.notebook, queue.logs, share(job.parameters, job.slot, queue.at_once))
+
+# %% ../../nbs/4_runs/03_jobs.ipynb #e97addaa
+def ask_to_stop(queue: Queue) -> None:
+    "Runs that are being made save and end; the others are not begun."
+    print(f"carot: {queue.stop.asked}: saving after the current step; Ctrl-C ends at once", file=sys.stderr)
+    if queue.waiting: queue.codes.add(75)
+    for job in queue.active: job.process.terminate()
+    queue.waiting, queue.deadline = [], time.monotonic() + 300
+
+def collect(queue: Queue, screen: Any) -> None:
+    "Tells of runs that have ended, and ends those that take too long."
+    running = [job for job in queue.active if job.process.poll() is None]
+    late = [job for job in running if queue.timeout and time.monotonic() - job.began > 60 * queue.timeout]
+    end_runs(late)
+    for job in [job for job in queue.active if job.process.poll() is not None]:
+        queue.active.remove(job)
+        screen.clear()
+        queue.codes.add(tell_end(job, queue.stop, queue.timeout if job in late else None))
+
+# %% ../../nbs/4_runs/03_jobs.ipynb #8adf4f90
 def run_all(
     notebook: str | Path,
     jobs: list[Job],
@@ -362,11 +368,11 @@ def run_all(
         queue = Queue(notebook, [job for job in jobs if job not in done], at_once, stop, timeout, logs)
         try:
             while (queue.waiting or queue.active) and time.monotonic() < queue.deadline:
-                if stop.asked and queue.deadline == math.inf: queue.ask_to_stop()
-                queue.start_next()
+                if stop.asked and queue.deadline == math.inf: ask_to_stop(queue)
+                start_next(queue)
                 screen.draw(jobs, queue.active, len(queue.waiting))
                 time.sleep(0.2)
-                queue.collect(screen)
+                collect(queue, screen)
         finally: end_runs(queue.active, patience=0)
         return queue.code
 
@@ -408,9 +414,9 @@ class Ablation:
 
         p = self.parameters
         if p["threads"]: torch.set_num_threads(p["threads"])
-        clip, train_transform, transform, tokenizer = load_clip(p["model"], p["pretrained"])
-        sets = list_values(p["eval_sets"], str) or None
-        return clip, tokenizer, load_benchmark(p["benchmark"], p["root"], transform, train_transform if train else None, sets)
+        clip, augment, transform, tokenizer = load_clip(p["model"], p["pretrained"])
+        sets, augment = list_values(p["eval_sets"], str) or None, augment if train else None
+        return clip, tokenizer, load_benchmark(p["benchmark"], p["root"], transform, augment, sets)
 
 # %% ../../nbs/4_runs/03_jobs.ipynb #13554f5e
 def ablation(

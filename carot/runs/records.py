@@ -110,7 +110,8 @@ def check_same(
     old = config.get("parameters", {})
     other = [f"{name} was {old[name]!r} and is now {value!r}" for name, value in resolved.parameters.items()
              if name in old and old[name] != value and known[name].matters]
-    if other: raise UserError(f"{path} holds a run with other parameters: {', '.join(other)}; remove it or choose another out")
+    if other: raise UserError(f"{path} holds a run with other parameters: {', '.join(other)}; "
+                              "remove it or choose another out")
     return config
 
 # %% ../../nbs/4_runs/01_records.ipynb #c081afdf

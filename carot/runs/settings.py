@@ -11,7 +11,7 @@ import json
 import os
 import re
 import tokenize
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ..data import BenchmarkSpec, benchmark_spec, built_in_benchmarks
 from ..methods.base import Method, all_methods, find_method, settings_of
 
 # %% auto #0
-__all__ = ['KINDS', 'GROUPS', 'IN_PATH', 'Resolved', 'run_name', 'run_directory', 'clone_root', 'results_folder',
+__all__ = ['OUT', 'KINDS', 'GROUPS', 'IN_PATH', 'Resolved', 'run_name', 'run_directory', 'clone_root', 'results_folder',
            'benchmark_folder', 'without_slash', 'has_weights', 'resolve', 'check_run', 'check_device', 'check_batch',
            'check_writable', 'known_settings', 'notebook_path', 'parameters_source', 'trailing_comments',
            'notebook_parameters', 'assigned', 'known_parameters', 'check_parameters', 'asked', 'asked_in',
@@ -75,16 +75,18 @@ def run_directory(
     return results_folder(run.settings.out)/run.spec.folder/run.method.name/run_name(run)
 
 # %% ../../nbs/4_runs/00_settings.ipynb #1424db6e
+OUT = describe(RunSettings)["out"].default
+
 def clone_root() -> Path | None:
     "The clone that the working directory lies in, if any."
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p/"settings.ini").is_file() and (p/"carot").is_dir()), None)
 
 def results_folder(
-    out: str | Path = describe(RunSettings)["out"].default,
+    out: str | Path = OUT,
 ) -> Path:
     "The folder of all results that `out` means."
-    if str(out) == describe(RunSettings)["out"].default: out = os.environ.get("CAROT_OUT") or out
+    if str(out) == OUT: out = os.environ.get("CAROT_OUT") or out
     clone = clone_root()
     return Path(out) if clone is None or os.path.isabs(out) else Path(os.path.relpath(clone/out))
 
@@ -211,7 +213,8 @@ def notebook_parameters(
     "The parameters of a notebook: annotated type, value and trailing comment of each. Lists and the like are left out."
     source = parameters_source(notebook)
     try: body, comments = ast.parse(source).body, trailing_comments(source)
-    except (SyntaxError, tokenize.TokenError): raise UserError(f"cannot read the parameters cell of {notebook}") from None
+    except (SyntaxError, tokenize.TokenError):
+        raise UserError(f"cannot read the parameters cell of {notebook}") from None
     found = [assigned(line, comments.get(line.end_lineno, "")) for line in body]
     return {about.name: about for about in found if about}
 
@@ -220,15 +223,14 @@ def assigned(
     comment: str,
 ) -> Setting | None:  # None: no parameter
     "The parameter that a line of the cell sets."
-    if isinstance(line, ast.AnnAssign): target, kind = line.target, ast.unparse(line.annotation).strip("'\"")
-    elif isinstance(line, ast.Assign) and len(line.targets) == 1: target, kind = line.targets[0], ""
-    else: return None
+    if not isinstance(line, (ast.Assign, ast.AnnAssign)): return None
+    name, words = ast.unparse(line.targets[0] if isinstance(line, ast.Assign) else line.target), []
+    if isinstance(line, ast.AnnAssign): words = re.findall(r"\w+", ast.unparse(line.annotation))
     try: value = line.value and ast.literal_eval(line.value)
     except ValueError: value = None  # worked out by the notebook
-    words = re.findall(r"\w+", kind)
-    kind = next((KINDS[word] for word in words if word in KINDS), type(value) if value is not None else str)
-    plain = isinstance(target, ast.Name) and kind in KINDS.values() and isinstance(value, (type(None), *KINDS.values()))
-    return Setting(target.id, kind, value, comment) if plain and not {"list", "dict", "tuple"} & set(words) else None
+    kind = next((KINDS[word] for word in words if word in KINDS), str if value is None else type(value))
+    plain = name.isidentifier() and kind in KINDS.values() and isinstance(value, (type(None), *KINDS.values()))
+    return Setting(name, kind, value, comment) if plain and not {"list", "dict", "tuple"} & set(words) else None
 
 # %% ../../nbs/4_runs/00_settings.ipynb #d52781ad
 def known_parameters(
@@ -245,9 +247,10 @@ def known_parameters(
 def check_parameters(
     given: Mapping[str, Any],  # name -> value
     notebook: str | Path,
+    methods: Sequence[str | None] | None = None,  # that it is to run; None: the one that is given, or its own
 ) -> dict[str, Any]:  # the same with plain types
-    "Raises `UserError` unless all names and types are those of the notebook's parameters."
-    known = known_parameters(notebook, given.get("method"))
+    "Raises `UserError` unless all names and types are those of the notebook's parameters and of the methods."
+    known = known_parameters(notebook, *([given.get("method")] if methods is None else methods))
     for name in given:
         if name not in known:
             error = unknown("parameter", name, list(known))
@@ -270,8 +273,9 @@ def asked_in(
     variables: Mapping[str, Any],  # the notebook's `globals()`
 ) -> dict[str, Any]:
     "The variables of a notebook that are settings of its method, or of any."
-    known = known_settings() | find_method(variables.get("method") or describe(RunSettings)["method"].default).known
-    return {name: value for name, value in dict(variables).items() if name in known and isinstance(value, tuple(KINDS.values()))}
+    method = find_method(variables.get("method") or describe(RunSettings)["method"].default)
+    known, kinds = known_settings() | method.known, tuple(KINDS.values())
+    return {name: value for name, value in dict(variables).items() if name in known and isinstance(value, kinds)}
 
 # %% ../../nbs/4_runs/00_settings.ipynb #e2802066
 def list_values(
@@ -301,7 +305,7 @@ def parameters_cell() -> str:
     return "\n".join(line(about) for about in in_groups(known_settings().values()))
 
 def in_groups(
-    settings: Sequence[Setting],
+    settings: Iterable[Setting],
 ) -> list[Setting]:
     "Sorted by group; those of groups that are not known come last."
     order = {group: number for number, group in enumerate(GROUPS)}

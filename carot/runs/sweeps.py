@@ -13,98 +13,122 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from ..cli import number
-from ..core import UserError, unknown, write_atomic
-from .settings import NOT_NAMED, PAPER, asked, check_parameters, check_writable, convert, digest, parameters, spell
-from .jobs import Job, Screen, command_of, default_jobs, is_complete, job_for, log_path, run_all, summary
+from ..config import Setting, convert, parse
+from ..core import UserError, digest, lazy, spell, unknown, write_atomic
 from .check import check_before_training
-from .execute import notebook_path
-from .records import read_config
+from .jobs import Job, Screen, command_of, default_jobs, is_complete, job_for, log_path, run_all
+from .records import read_config, summary
+from .settings import (asked, benchmark_folder, check_parameters, check_writable, known_parameters,
+                                 known_settings, notebook_path)
 
 # %% auto #0
-__all__ = ['parse_grid', 'read_grid', 'plan_sweep', 'sweep_table', 'failures_table', 'sweep_folder', 'save_tables', 'load_sweep',
-           'run_on_node', 'connect_ray', 'run_on_ray', 'begun', 'follow_tasks', 'slurm_script', 'Sweep', 'print_end',
-           'run_sweep', 'check_options', 'sweep']
+__all__ = ['METRIC_COLUMNS', 'parse_grid', 'as_axes', 'read_grid', 'plan_sweep', 'run_rows', 'sweep_table', 'failures_table',
+           'sweep_folder', 'save_tables', 'load_sweep', 'run_on_node', 'connect_ray', 'submit', 'run_on_ray', 'begun',
+           'follow_tasks', 'result_of', 'slurm_script', 'Sweep', 'print_end', 'run_sweep', 'check_options',
+           'make_sweep']
+
+# %% ../../nbs/4_runs/06_sweeps.ipynb #0bbfbeb2
+if TYPE_CHECKING: import pandas as pd
+else: pd = lazy("pandas")
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #3142bd3e
 def parse_grid(
     grid: str,  # "NAME=VALUE,VALUE;NAME=VALUE,VALUE"
 ) -> dict[str, list[str]]:  # name -> values
     "The axes that a text spells; raises `UserError` if it spells none."
-    axes = {}
+    axes: dict[str, list[str]] = {}
     for part in filter(None, map(str.strip, grid.split(";"))):
-        name, equals, values = part.partition("=")
-        name, values = name.strip().replace("-", "_"), [value.strip() for value in values.split(",")]
-        if not equals or not name or "" in values: raise UserError(f"cannot read {part!r} of the grid; write NAME=VALUE,VALUE;NAME=VALUE,...")
+        name, equals, words = part.partition("=")
+        name, values = name.strip().replace("-", "_"), [word.strip() for word in words.split(",")]
+        if not equals or not name or "" in values:
+            raise UserError(f"cannot read {part!r} of the grid; write NAME=VALUE,VALUE;NAME=VALUE,...")
         if name in axes: raise UserError(f"{name} is in the grid twice; give all its values at once")
         axes[name] = values
     return axes
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #b2f1e199
+def as_axes(
+    grid: str | Mapping[str, list] | None,
+) -> dict[str, list]:  # values as they were given
+    "The axes of a grid, in whichever form; raises `UserError` if there are none."
+    if isinstance(grid, str): axes = parse_grid(grid)
+    else: axes = {name: list(v) if isinstance(v, (list, tuple)) else [v] for name, v in (grid or {}).items()}
+    if not axes: raise UserError("a sweep needs a grid: NAME=VALUE,VALUE;NAME=VALUE,..., for instance lr=1e-5,1e-4")
+    for name, values in axes.items():
+        if not values: raise UserError(f"{name} has no values in the grid")
+    return axes
+
 def read_grid(
-    grid: str | dict[str, list] | None,
-    known: dict[str, dict[str, Any]],  # the notebook's parameters
+    grid: str | Mapping[str, list] | None,
+    known: Mapping[str, Setting],  # the notebook's parameters
 ) -> dict[str, list]:  # name -> values of the right type
     "The axes of a grid, checked against the parameters of a notebook."
-    axes = parse_grid(grid) if isinstance(grid, str) else {k: v if isinstance(v, (list, tuple)) else [v] for k, v in (grid or {}).items()}
+    axes, declared, read = as_axes(grid), known_settings(), parse if isinstance(grid, str) else convert
     for name in axes:
         if name not in known: raise unknown("parameter", name, list(known))
-        if not axes[name]: raise UserError(f"{name} has no values in the grid")
-        if name in NOT_NAMED and name not in ("method", "seed"): raise UserError(f"{name} cannot be swept; it has one value for all runs of a sweep")
-    def read(name, value):
-        kind, text = known[name]["type"], isinstance(grid, str)
-        if text and kind is bool: value = {"true": True, "false": False}.get(value.lower(), value)
-        return convert(name, number(value, kind) if text else value, kind, known[name]["help"])
-    return {name: [read(name, value) for value in values] for name, values in axes.items()}
+        if name not in ("method", "seed") and not declared.get(name, known[name]).named:
+            raise UserError(f"{name} cannot be swept; it has one value for all runs of a sweep")
+    return {name: [read(known[name], value) for value in values] for name, values in axes.items()}
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #65a8e9c1
 def plan_sweep(
     notebook: str | Path,
-    grid: str | dict[str, list] | None = None,  # as for `sweep`
+    grid: str | Mapping[str, list] | None,  # as for `make_sweep`; in Python a dictionary of lists, too
     seeds: int | None = None,  # how many, from 1; None: the notebook's own, or `seed`
-    **given,  # run parameters for all runs
+    **given,  # run settings for all runs
 ) -> list[Job]:  # in the grid's order, the seed last; every one checked
     "The runs of a sweep; raises `UserError` if one of them cannot be."
-    axes, given = read_grid(grid, parameters(notebook)), check_parameters(given, notebook)
-    for name in [name for name in given if name in axes]: raise UserError(f"{name} is in the grid and given for all runs; choose one")
+    methods = as_axes(grid).get("method", [given.get("method")])
+    axes = read_grid(grid, known_parameters(notebook, *methods))
+    given = check_parameters(given, notebook, methods)
+    for name in [name for name in given if name in axes]:
+        raise UserError(f"{name} is in the grid and given for all runs; choose one")
     if seeds is not None:
         if "seed" in given | axes: raise UserError("give seeds, or seed, but not both")
         if seeds < 1: raise UserError(f"seeds must be at least 1, not {seeds}")
         axes["seed"] = list(range(1, seeds + 1))
-    points = [given | dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    points = [given | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     jobs = [job_for(asked(point, notebook)) for point in points]
-    jobs = [job for job in jobs if job.parameters["method"] != "zs" or job.parameters["seed"] == axes.get("seed", [job.parameters["seed"]])[0]]
+    seeds_of = axes.get("seed", [None])  # a method without chance takes the first
+    jobs = [job for job in jobs if job.method.seeded or seeds_of[0] in (None, job.parameters["seed"])]
     return list({job.path: job for job in jobs}.values())
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #4e4ea65a
+def run_rows(
+    run: Path,  # directory of a complete run
+) -> pd.DataFrame:
+    "All metrics of a run, with its settings in every row."
+    known = read_config(run).get("parameters")
+    if known is None or not (run/"metrics.tsv").exists(): raise UserError(f"there is no complete run in {run}")
+    metrics = pd.read_csv(run/"metrics.tsv", sep="\t")
+    values = pd.DataFrame([{"run": run.as_posix()} | known] * len(metrics), index=metrics.index, dtype=object)
+    return values.infer_objects().join(metrics)
+
+METRIC_COLUMNS = ("set", "id", "n", "metric", "value")
+
 def sweep_table(
     runs: list[str | Path],  # directories of complete runs
-) -> pd.DataFrame:  # run, every parameter, set, id, n, metric, value
-    "All metrics of many runs, with their parameters."
-    tables = []
-    for run in map(Path, runs):
-        known = read_config(run).get("parameters")
-        if known is None or not (run/"metrics.tsv").exists(): raise UserError(f"there is no complete run in {run}")
-        metrics = pd.read_csv(run/"metrics.tsv", sep="\t")
-        values = pd.DataFrame([{"run": run.as_posix()} | known] * len(metrics), index=metrics.index, dtype=object).infer_objects()
-        tables.append(values.join(metrics))
-    if not tables: return pd.DataFrame(columns=["run", *PAPER, "set", "id", "n", "metric", "value"])
+) -> pd.DataFrame:  # run, every setting, set, id, n, metric, value
+    "All metrics of many runs, with their settings; a setting that a method does not use is empty."
+    tables = [run_rows(Path(run)) for run in runs]
+    if not tables: return pd.DataFrame(columns=["run", *known_settings(), *METRIC_COLUMNS])
     table = pd.concat(tables, ignore_index=True)
-    return table[[name for name in table if name not in metrics] + list(metrics)]  # a parameter that carot learnt since comes before the metrics too
+    return table[[name for name in table if name not in METRIC_COLUMNS] + list(METRIC_COLUMNS)]
 
 def failures_table(
     jobs: list[Job],
     logs: Path,  # folder of logs
-) -> pd.DataFrame:  # run, every parameter, error, log
+) -> pd.DataFrame:  # run, every setting, error, log
     "The runs that failed, and why."
-    rows = [{"run": job.path.as_posix()} | job.parameters | {"error": job.error, "log": log_path(job, logs).as_posix()} for job in jobs if job.error]
-    return pd.DataFrame(rows, columns=["run", *PAPER, "error", "log"])
+    found = [{"run": job.path.as_posix()} | job.parameters | {"error": job.error, "log": log_path(job, logs).as_posix()}
+             for job in jobs if job.error]
+    settings = dict.fromkeys(name for job in jobs for name in job.parameters)
+    return pd.DataFrame(found, columns=["run", *settings, "error", "log"])
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #8026b08a
 def sweep_folder(
@@ -113,9 +137,9 @@ def sweep_folder(
     name: str | None = None,  # None: made of the axes and the runs
 ) -> Path:
     "Where the tables and logs of a sweep lie."
-    first, runs = jobs[0].parameters, sorted(f"{job.path.parent.name}/{job.path.name}" for job in jobs)
-    name = spell(name) if name else f"{','.join(sorted(axes))[:100] or 'seeds'}-{digest('|'.join(runs))}"
-    return Path(first["out"])/spell(first["benchmark"])/"sweeps"/name
+    parameters, runs = jobs[0].parameters, sorted(f"{job.method.name}/{job.path.name}" for job in jobs)
+    name = spell(name) if name else f"{','.join(sorted(axes))[:100]}-{digest('|'.join(runs))}"
+    return benchmark_folder(parameters["out"], parameters["benchmark"])/"sweeps"/name
 
 def save_tables(
     folder: Path,  # of the sweep
@@ -151,14 +175,33 @@ def run_on_node(
     except (UserError, OSError) as error: return 2, str(error)
     return run_all(notebook, [job], 1, timeout, Path(logs)), job.error
 
+# %% ../../nbs/4_runs/06_sweeps.ipynb #22832fe9
 def connect_ray() -> bool:  # whether there was no connection yet
     "Connects to the Ray cluster named by RAY_ADDRESS or running on this machine."
     try: import ray
-    except ImportError: raise UserError("the engine ray needs Ray; install it with: pip install 'carot[ray]'") from None
+    except ImportError:
+        raise UserError("the engine ray needs Ray; install it with: pip install 'carot[ray]'") from None
     if ray.is_initialized(): return False
     try: ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
-    except ConnectionError: raise UserError("there is no Ray cluster here; start one with `ray start --head`, or set RAY_ADDRESS") from None
+    except ConnectionError:
+        raise UserError("there is no Ray cluster here; start one with `ray start --head`, or set RAY_ADDRESS") from None
     return True
+
+# %% ../../nbs/4_runs/06_sweeps.ipynb #5ed8d6b5
+def submit(
+    notebook: str | Path,
+    job: Job,
+    timeout: float | None,
+    logs: Path,
+    gpus: float | None,  # None: one if the cluster has any
+) -> Any:  # Ray's reference of the task
+    "Hands a run over to the cluster."
+    import ray
+
+    if gpus is None: gpus = int(job.parameters["device"] != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)
+    cores = max(1, job.parameters["threads"])
+    task = ray.remote(run_on_node).options(num_cpus=cores, num_gpus=gpus, max_retries=0)
+    return task.remote(str(Path(notebook).resolve()), job.given, os.getcwd(), timeout, str(logs))
 
 def run_on_ray(
     notebook: str | Path,
@@ -168,16 +211,11 @@ def run_on_ray(
     gpus: float | None = None,  # GPUs per run; None: one if the cluster has any
 ) -> int:  # exit code, as from `run_all`
     "Makes the runs that are missing as tasks of a Ray cluster; `run_all` elsewhere."
-    connected = connect_ray()
+    connected, waiting = connect_ray(), {}
     import ray
 
-    def task(job):
-        wanted = gpus if gpus is not None else int(job.parameters["device"] != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)
-        remote = ray.remote(run_on_node).options(num_cpus=max(1, job.parameters["threads"]), num_gpus=wanted, max_retries=0)
-        return remote.remote(str(Path(notebook).resolve()), job.given, os.getcwd(), timeout, str(logs))
-    waiting = {}
     try:
-        waiting.update((task(job), job) for job in jobs if not is_complete(job))
+        waiting.update((submit(notebook, job, timeout, logs, gpus), job) for job in jobs if not is_complete(job))
         return follow_tasks(waiting, jobs, logs)
     finally:
         for reference in waiting: ray.cancel(reference, force=True)
@@ -211,13 +249,24 @@ def follow_tasks(
         screen.draw(jobs, running, len(waiting) - len(running))
         for reference in ray.wait(list(waiting), timeout=1)[0]:
             job = waiting.pop(reference)
-            try: code, job.error = ray.get(reference)
-            except ray.exceptions.RayError as error: code, job.error = 1, str(error).strip().splitlines()[-1]
-            codes.add(code)
+            codes.add(result_of(reference, job))
             screen.clear()
-            if code == 0: print(f"{job}  {summary(job.path)}", flush=True)
-            else: print(f"carot: error: {job}: {job.error}", file=sys.stderr)
+            if job.error: print(f"carot: error: {job}: {job.error}", file=sys.stderr)
+            else: print(f"{job}  {summary(job.path)}", flush=True)
     return 0 if codes <= {0} else 2 if codes <= {0, 2} else 1
+
+# %% ../../nbs/4_runs/06_sweeps.ipynb #34f8ef42
+def result_of(
+    reference: Any,  # of a task that has ended
+    job: Job,
+) -> int:  # its exit code
+    "How a task ended; why it failed becomes the run's error."
+    import ray
+
+    try: code, job.error = ray.get(reference)
+    except ray.exceptions.RayError as error: code, job.error = 1, str(error).strip().splitlines()[-1]
+    if code and not job.error: job.error = f"its process ended with code {code}"
+    return code
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #047db2ba
 def slurm_script(
@@ -232,12 +281,14 @@ def slurm_script(
     def command(job): return [sys.executable, "-m", "carot.cli", *command_of(job, notebook), "--no-preflight"]
     threads = jobs[0].parameters["threads"]
     output = str((folder/"logs").resolve()).replace("%", "%%") + "/slurm-%A_%a.log"
-    settings = [f"job-name={folder.name}", f"array=0-{len(jobs) - 1}" + (f"%{at_once}" if at_once else ""), f"output={shlex.quote(output)}",
-                *([f"time={math.ceil(timeout)}"] if timeout else []), *([f"gpus-per-task={gpus}", "ntasks=1"] if gpus else []),
-                *([f"cpus-per-task={threads}"] if threads else [])]
+    settings = [f"job-name={folder.name}", f"array=0-{len(jobs) - 1}" + (f"%{at_once}" if at_once else ""),
+                f"output={shlex.quote(output)}"]
+    if timeout: settings.append(f"time={math.ceil(timeout)}")
+    if gpus: settings += [f"gpus-per-task={gpus}", "ntasks=1"]
+    if threads: settings.append(f"cpus-per-task={threads}")
     cases = [f"{i}) exec {shlex.join(command(job))} ;;" for i, job in enumerate(jobs)]
-    return "\n".join(["#!/bin/bash", *(f"#SBATCH --{setting}" for setting in settings), f"cd {shlex.quote(os.getcwd())} || exit",
-                      "case $SLURM_ARRAY_TASK_ID in", *cases, "esac", ""])
+    return "\n".join(["#!/bin/bash", *(f"#SBATCH --{setting}" for setting in settings),
+                      f"cd {shlex.quote(os.getcwd())} || exit", "case $SLURM_ARRAY_TASK_ID in", *cases, "esac", ""])
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #275f207a
 @dataclass
@@ -264,12 +315,15 @@ def print_end(
 ) -> None:
     "How many runs are complete; the last lines of those that failed; the files of the sweep."
     failed = [job for job in sweep.jobs if job.error]
-    print(f"\n{sum(map(is_complete, sweep.jobs))} of {len(sweep.jobs)} runs are complete" + (f"; {len(failed)} failed:" if failed else ""), flush=True)
+    complete = f"\n{sum(map(is_complete, sweep.jobs))} of {len(sweep.jobs)} runs are complete"
+    print(complete + (f"; {len(failed)} failed:" if failed else ""), flush=True)
     for job in failed:
         log = log_path(job, sweep.folder/"logs")
         said = log.read_text(errors="replace").strip().splitlines()[-lines:] if log.exists() else ["no log was written"]
-        print(f"\n{job}: {job.error}\n  {log}", *(f"  | {line}" for line in said), sep="\n", file=sys.stderr, flush=True)
-    print("\nwrote", *(f"  {sweep.folder/name}" for name in ("results.tsv", "results.parquet", "failures.tsv")), sep="\n")
+        last = [f"  | {line}" for line in said]
+        print(f"\n{job}: {job.error}\n  {log}", *last, sep="\n", file=sys.stderr, flush=True)
+    files = [f"  {sweep.folder/name}" for name in ("results.tsv", "results.parquet", "failures.tsv")]
+    print("\nwrote", *files, sep="\n")
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #de590a03
 def run_sweep(
@@ -287,42 +341,51 @@ def run_sweep(
         return run_all(notebook, sweep.jobs, jobs or default_jobs(sweep.jobs[0].parameters), timeout, logs)
     finally: save_tables(sweep.folder, sweep.jobs)
 
-def check_options(engine: str, jobs: int | None, timeout: float | None, gpus: float | None) -> None:
+def check_options(
+    engine: str,
+    jobs: int | None,
+    timeout: float | None,
+    gpus: float | None,
+) -> None:
     "Raises `UserError` for options that cannot be, or not together."
     if engine not in ("local", "ray", "slurm"): raise unknown("engine", engine, ["local", "ray", "slurm"])
     if jobs is not None and jobs < 1: raise UserError(f"jobs must be at least 1, not {jobs}")
     if timeout is not None and timeout <= 0: raise UserError(f"timeout must be more than 0 minutes, not {timeout:g}")
     if gpus is not None and gpus < 0: raise UserError(f"gpus must be at least 0, not {gpus:g}")
-    if jobs and engine == "ray": raise UserError("with the engine ray the cluster decides how many runs are made at once; leave jobs out")
-    if gpus is not None and engine == "local": raise UserError("with the engine local, runs take turns with the GPUs there are; leave gpus out")
-    if gpus is not None and engine == "slurm" and gpus != int(gpus): raise UserError(f"Slurm gives whole GPUs, not {gpus:g}")
+    if jobs and engine == "ray":
+        raise UserError("with the engine ray the cluster decides how many runs are made at once; leave jobs out")
+    if gpus is not None and engine == "local":
+        raise UserError("with the engine local, runs take turns with the GPUs there are; leave gpus out")
+    if gpus is not None and engine == "slurm" and gpus != int(gpus):
+        raise UserError(f"Slurm gives whole GPUs, not {gpus:g}")
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #e1a43e97
-def sweep(
+def make_sweep(
     notebook: str | Path | None = None,  # None: carot's own `fine_tune`
-    grid: str | dict[str, list] | None = None,  # "lr=1e-5,1e-4;epochs=1,3" or {"lr": [1e-5, 1e-4], "epochs": [1, 3]}
+    grid: str | Mapping[str, list] | None = None,  # axes and their values, "lr=1e-5,1e-4;epochs=1,3"; all combinations
     seeds: int | None = None,  # how many, from 1; None: one
-    name: str | None = None,  # of its folder; None: made of the grid
+    name: str | None = None,  # of the sweep's folder; None: made of the grid
     engine: str = "local",  # local, ray, or slurm, which makes nothing and prints a script
-    jobs: int | None = None,  # runs at once; None: as for `reproduce`
+    jobs: int | None = None,  # runs at once; None: one, or one per core where a run uses one thread and no GPU
     timeout: float | None = None,  # minutes a run may take
     gpus: float | None = None,  # per run, with ray and slurm
-    preflight: bool = True,  # look at the data and the zero-shot accuracy before training on ImageNet; local only
-    **given,  # run parameters for all runs
+    preflight: bool = True,  # look at the data and at published zero-shot accuracy before training; local only
+    **given,  # run settings for all runs
 ) -> Sweep:
     "Makes the runs of a grid that are missing, and one table of all of them."
     notebook = notebook or notebook_path("fine_tune")
     check_options(engine, jobs, timeout, gpus)
     planned = plan_sweep(notebook, grid, seeds, **given)
-    made = Sweep(sweep_folder(planned, list(read_grid(grid, parameters(notebook))), name), planned)
+    made = Sweep(sweep_folder(planned, list(as_axes(grid)), name), planned)
     check_writable(made.folder)
     if engine == "local" and preflight: check_before_training(notebook, planned)
-    about = {"notebook": Path(notebook).name, "grid": grid, "seeds": seeds, "given": given, "runs": [job.path.as_posix() for job in planned]}
+    about = {"notebook": Path(notebook).name, "grid": grid, "seeds": seeds, "given": given,
+             "runs": [job.path.as_posix() for job in planned]}
     write_atomic(made.folder/"sweep.json", json.dumps(about, indent=1, default=str) + "\n")
     missing = [job for job in planned if not is_complete(job)]
     if engine == "slurm" and missing:
         (made.folder/"logs").mkdir(exist_ok=True)  # Slurm does not make it, and runs nothing without it
-        print(slurm_script(notebook, missing, made.folder, jobs, timeout, gpus and int(gpus)), end="")
+        print(slurm_script(notebook, missing, made.folder, jobs, timeout, int(gpus or 0)), end="")
         return made
     made.code = run_sweep(made, notebook, "local" if engine == "slurm" else engine, jobs, timeout, gpus)
     print_end(made)
