@@ -20,7 +20,7 @@ def clone(tmp_path_factory):
     clone = tmp_path_factory.mktemp("clone")
     (clone/"carot").symlink_to(Path(carot.__file__).parent)
     standin(clone/"nbs"/"runs"/"fine_tune.ipynb")
-    standin_report(clone/"nbs"/"runs"/"report.ipynb")
+    for name in ("report", "claims"): standin_report(clone/"nbs"/"runs"/f"{name}.ipynb")
     (clone/"work").mkdir()
     return clone
 
@@ -28,10 +28,14 @@ def clone(tmp_path_factory):
 def environment(clone): return dict(os.environ, PYTHONPATH=str(clone))
 
 
+def hear_signals(): signal.signal(signal.SIGINT, signal.SIG_DFL)  # jobs in the background ignore it
+
+
 def start(clone, *words):
-    return subprocess.Popen([sys.executable, "-m", "carot", *words], cwd=clone/"work", env=environment(clone), text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # background jobs ignore it
+    command = [sys.executable, "-m", "carot", *words]
+    return subprocess.Popen(command, cwd=clone/"work", env=environment(clone), text=True, start_new_session=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            preexec_fn=hear_signals)
 
 
 def carot_command(clone, *words):
@@ -74,10 +78,11 @@ REFUSED = [
     ("run --lr nan", "takes float, not nan"), ("run --lr", "expected one argument"), ("run all", "unexpected argument"),
     ("run --method crot", "did you mean 'carot'"), ("run --benchmark glyph", "did you mean 'glyphs'"),
     ("run --root nowhere", "no folder 'nowhere'"), ("run --out file/deeper", "file is a file"),
-    ("run --device tpu", "unknown device"), ("run --precision half", "unknown precision"), ("run no.ipynb", "no notebook"),
+    ("run --device tpu", "unknown device"), ("run --precision half", "unknown precision"),
+    ("run no.ipynb", "there is no notebook"),
     ("run --method ft --distillation-coef 1", "ft does not use distillation_coef"), ("run --seeds 2", "mean '--seed'"),
     ("run --settings epoch=3", "did you mean 'epochs'"), ("run --settings epochs", "cannot read 'epochs'"),
-    ("run --method no_module:MINE", "cannot take MINE from 'no_module'"), ("run --method json:loads", "not a Method"),
+    ("run --method no_module:MINE", "cannot take 'MINE' from 'no_module'"), ("run --method json:loads", "not a Method"),
     ("reproduce --method ft", "did you mean '--methods'"), ("reproduce --methods ft,flip", "did you mean 'flyp'"),
     ("reproduce --seeds 0", "at least 1"), ("reproduce --seeds two", "takes int"), ("reproduce --jobs 0", "at least 1"),
     ("reproduce --benchmark glyph", "did you mean"), ("reproduce --methods zs --lr 1", "none of the methods zs uses"),
@@ -160,7 +165,8 @@ def test_interrupted_and_again(clone):
 
 
 def test_the_console_script_finds_modules_of_the_working_directory(clone):
-    (clone/"work"/"beside.py").write_text("from carot.methods.base import Method\nMINE = Method('mine', 'Mine', 'mine')\n")
+    text = "from carot.methods.base import Method\nMINE = Method('mine', 'Mine', 'mine')\n"
+    (clone/"work"/"beside.py").write_text(text)
     code = """\
 import sys
 sys.path[0] = "/nowhere"  # as for a script in another folder

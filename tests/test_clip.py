@@ -10,14 +10,42 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from carot.clip import WEIGHTS, build_clip, image_features, is_causal, load_clip, named_config, save_clip, text_features, text_projection, trimmed_length, visual_projection, zero_shot_head
+from carot.clip import (
+    WEIGHTS,
+    build_clip,
+    image_features,
+    is_causal,
+    load_clip,
+    named_config,
+    save_clip,
+    text_features,
+    text_projection,
+    trimmed_length,
+    visual_projection,
+    zero_shot_head,
+)
 from carot.core import UserError
 
-RESNET = {"model_cfg": {"embed_dim": 16, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
-          "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}}}
-CUSTOM = {"model_cfg": {"custom_text": True, "embed_dim": 16,
-          "vision_cfg": {"timm_model_name": "test_efficientnet_ln", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32},
-          "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}}}
+RESNET = {
+    "model_cfg": {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+}
+CUSTOM = {
+    "model_cfg": {
+        "custom_text": True,
+        "embed_dim": 16,
+        "vision_cfg": {
+            "timm_model_name": "test_efficientnet_ln",
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+            "image_size": 32,
+        },
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+    }
+}
 
 @pytest.fixture(scope="module")
 def glyphs(): return load_clip("glyphs")
@@ -26,11 +54,17 @@ def glyphs(): return load_clip("glyphs")
 def test_other_towers(config, size):
     torch.manual_seed(0)
     clip = build_clip(config).eval()
-    images, tokens = torch.randn(2, 3, size, size), open_clip.get_tokenizer("RN50")(["a sun", "a photo of a small moon"])
+    images, tokens = (
+        torch.randn(2, 3, size, size),
+        open_clip.get_tokenizer("RN50")(["a sun", "a photo of a small moon"]),
+    )
     with torch.no_grad():
         assert torch.equal(image_features(clip, images), clip.encode_image(images, normalize=True))
         assert torch.allclose(text_features(clip, tokens), clip.encode_text(tokens, normalize=True), atol=1e-6)
-    assert is_causal(getattr(clip, "text", clip)) and visual_projection(clip).shape[1] == text_projection(clip).shape[1] == 16
+    assert (
+        is_causal(getattr(clip, "text", clip))
+        and visual_projection(clip).shape[1] == text_projection(clip).shape[1] == 16
+    )
     (visual_projection(clip).sum() + text_projection(clip).sum()).backward()
     touched = {name for name, p in clip.named_parameters() if p.grad is not None}
     assert len(touched) == 2
@@ -44,7 +78,9 @@ def test_features_are_those_of_open_clips_own_forward(glyphs):
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad(): f_v, f_t, s = clip(images, tokens)
     with torch.no_grad():
-        assert torch.allclose(image_features(clip, images), f_v, atol=1e-6) and torch.allclose(text_features(clip, tokens), f_t, atol=1e-6)
+        assert torch.allclose(image_features(clip, images), f_v, atol=1e-6) and torch.allclose(
+            text_features(clip, tokens), f_t, atol=1e-6
+        )
     assert torch.equal(s, clip.logit_scale.exp())
 
 def test_text_gradients_are_those_of_the_full_length(glyphs):
@@ -89,18 +125,29 @@ def test_saved_student_opens_without_carot(glyphs, tmp_path):
         clip, _, transform = open_clip.create_model_and_transforms("local-dir:" + sys.argv[1])
         tokenizer = open_clip.get_tokenizer("local-dir:" + sys.argv[1])
         torch.manual_seed(0); clip.eval()
-        with torch.no_grad(): out = [clip.encode_image(torch.randn(2, 3, 32, 32)), clip.encode_text(tokenizer(["a sun", "an anchor"]))]
+        words = tokenizer(["a sun", "an anchor"])
+        with torch.no_grad(): out = [clip.encode_image(torch.randn(2, 3, 32, 32)), clip.encode_text(words)]
         assert "carot" not in sys.modules
         torch.save(out, sys.argv[1] + "/out.pt")"""
     subprocess.run([sys.executable, "-c", code, str(tmp_path/"student")], check=True, cwd=tmp_path)
     torch.manual_seed(0)
-    with torch.no_grad(): want = [clip.encode_image(torch.randn(2, 3, 32, 32)), clip.encode_text(glyphs[3](["a sun", "an anchor"]))]
-    for a, b in zip(torch.load(tmp_path/"student"/"out.pt", weights_only=True), want): assert torch.allclose(a, b, atol=1e-5)
+    with torch.no_grad():
+        want = [clip.encode_image(torch.randn(2, 3, 32, 32)), clip.encode_text(glyphs[3](["a sun", "an anchor"]))]
+    for a, b in zip(torch.load(tmp_path / "student" / "out.pt", weights_only=True), want):
+        assert torch.allclose(a, b, atol=1e-5)
+
 
 def test_named_model_with_a_checkpoint_file(tmp_path):
     config = tmp_path/"tiny-vit-16.json"
-    config.write_text(json.dumps({"embed_dim": 16, "vision_cfg": {"image_size": 16, "layers": 1, "width": 24, "head_width": 8, "patch_size": 8},
-                                  "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}}))
+    config.write_text(
+        json.dumps(
+            {
+                "embed_dim": 16,
+                "vision_cfg": {"image_size": 16, "layers": 1, "width": 24, "head_width": 8, "patch_size": 8},
+                "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+            }
+        )
+    )
     open_clip.add_model_config(config)
     model = load_clip("tiny-vit-16", "random")[0]
     torch.save(model.state_dict(), tmp_path/"weights.pt")
@@ -137,17 +184,38 @@ def foreign(tmp_path, kind):
     if kind == "foreign config": (folder/"open_clip_config.json").write_text("{}")
     return folder
 
-@pytest.mark.parametrize("kind", ["truncated", "empty", "text", "other shapes", "missing tensor", "pickle", "torch pickle", "no weights",
-                                  "no config", "broken config", "foreign config"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "truncated",
+        "empty",
+        "text",
+        "other shapes",
+        "missing tensor",
+        "pickle",
+        "torch pickle",
+        "no weights",
+        "no config",
+        "broken config",
+        "foreign config",
+    ],
+)
 def test_bad_model_folders(tmp_path, kind, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error: load_clip(str(foreign(tmp_path, kind)))
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
     assert not (tmp_path/"exploded").exists()
 
-@pytest.mark.parametrize("model, pretrained, words", [
-    ("glyhps", None, "did you mean 'glyphs'"), ("ViT-B-16", "openia", "openai"), ("ViT-B-16", None, "needs `pretrained`"),
-    ("glyphs", "openai", "no meaning"), ("/no/such/folder", None, "no folder")])
+@pytest.mark.parametrize(
+    "model, pretrained, words",
+    [
+        ("glyhps", None, "did you mean 'glyphs'"),
+        ("ViT-B-16", "openia", "openai"),
+        ("ViT-B-16", None, "needs `pretrained`"),
+        ("glyphs", "openai", "no meaning"),
+        ("/no/such/folder", None, "no folder"),
+    ],
+)
 def test_bad_names(model, pretrained, words):
     with pytest.raises(UserError, match=words): load_clip(model, pretrained)
 
@@ -155,4 +223,6 @@ def test_built_in_weights_are_small_and_half_precision():
     files = [f for f in (WEIGHTS/"glyphs").iterdir()]
     assert sum(f.stat().st_size for f in files) < 10e6
     state = load_file(WEIGHTS/"glyphs"/"open_clip_model.safetensors")
-    assert state["token_embedding.weight"].dtype == torch.float16 and len(state["token_ids"]) == len(state["token_embedding.weight"])
+    assert state["token_embedding.weight"].dtype == torch.float16 and len(state["token_ids"]) == len(
+        state["token_embedding.weight"]
+    )

@@ -12,7 +12,11 @@ from carot.benchmarks.glyphs import RECIPES, make_set, render
 def glyphs(): return load_benchmark("glyphs")
 
 def test_glyphs_shape(glyphs):
-    assert len(glyphs.classnames) == len(set(glyphs.classnames)) == 100 and len(glyphs.train) == 3000 and len(glyphs.val) == 1000
+    assert (
+        len(glyphs.classnames) == len(set(glyphs.classnames)) == 100
+        and len(glyphs.train) == 3000
+        and len(glyphs.val) == 1000
+    )
     assert [len(s) for s in glyphs.eval.values()] == [5000] * 6
     assert [s.id for s in glyphs.eval.values()] == [True] + [False] * 5
     for s in glyphs.eval.values():
@@ -39,9 +43,13 @@ def test_typical_backgrounds_are_as_frequent_as_said():
 
 def test_seeds_differ_between_sets(): assert len({seed for _, seed, _ in RECIPES.values()}) == len(RECIPES)
 
-@pytest.mark.parametrize("groups, want", [([[0], [2]], [1.0, 3.0]), ([[0, 1], [2, 3]], [2.0, 4.0]), (None, [1.0, 2.0, 3.0, 4.0])])
+@pytest.mark.parametrize(
+    "groups, want", [([[0], [2]], [1.0, 3.0]), ([[0, 1], [2, 3]], [2.0, 4.0]), (None, [1.0, 2.0, 3.0, 4.0])]
+)
 @pytest.mark.parametrize("kind", [torch.tensor, np.array])
-def test_project(groups, want, kind): assert EvalSet([], False, groups).project(kind([1.0, 2.0, 3.0, 4.0])).tolist() == want
+def test_project(groups, want, kind):
+    assert EvalSet([], False, groups).project(kind([1.0, 2.0, 3.0, 4.0])).tolist() == want
+
 
 def test_augmentation_leaves_the_global_generator_alone(toy):
     torch.manual_seed(0)
@@ -57,12 +65,17 @@ def test_captions_differ_between_epochs_and_repeat_with_the_seed(toy):
 @pytest.mark.parametrize("n, batch", [(10, 3), (9, 3), (1, 5), (100, 100)])
 def test_batches_cover_an_epoch(n, batch):
     batches = list(EpochBatches(n, batch, 1, 0))
-    assert sorted(i for b in batches for _, i in b) == list(range(n)) and len(batches) == len(EpochBatches(n, batch, 1, 0)) == -(-n // batch)
+    assert sorted(i for b in batches for _, i in b) == list(range(n)) and len(batches) == len(
+        EpochBatches(n, batch, 1, 0)
+    ) == -(-n // batch)
+
 
 def test_samples_do_not_collide(): assert len({sample_seeds(1, e, i) for e in range(20) for i in range(500)}) == 10000
 
 def test_images_and_labels_must_agree():
-    with pytest.raises(UserError, match="2 images but 3 labels"): ArrayImages(np.zeros((2, 3, 4, 4), "uint8"), [0, 1, 2])
+    with pytest.raises(UserError, match="2 images but 3 labels"):
+        ArrayImages(np.zeros((2, 3, 4, 4), "uint8"), [0, 1, 2])
+
 
 def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     file = write_atomic(tmp_path/"a.txt", "old")

@@ -23,7 +23,7 @@ from carot.runs.settings import resolve
 from carot.train import FineTuned, fine_tune
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "sky_blue": (40, 160, 220), "yellow": (230, 210, 40)}
-SETTINGS = dict(epochs=2, batch_size=16, lr=1e-3, warmup_steps=2, device="cpu")
+SETTINGS = dict(epochs=2, batch_size=16, lr=1e-3, warmup_steps=2, device="cpu", workers=0)
 PLAIN = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 CROP = v2.Compose([v2.RandomResizedCrop(16, scale=(0.8, 1.0)), PLAIN])
 
@@ -250,7 +250,7 @@ def test_stops_with_the_name_of_the_file(my, tiny_clip, tokenizer):
     break_files(my, "train/red/007.png")
     for workers in (0, 2):  # the error of a loader process must arrive just as clean
         with pytest.raises(UserError) as error:
-            fine_tune(tiny_clip, tokenizer, loaded(my), "ft", **SETTINGS, workers=workers)
+            fine_tune(tiny_clip, tokenizer, loaded(my), "ft", **SETTINGS | {"workers": workers})
         message = str(error.value)
         assert "train/red/007.png" in message and "\n" not in message and "Traceback" not in message
 
@@ -259,7 +259,7 @@ def test_stops_with_the_name_of_the_file(my, tiny_clip, tokenizer):
 def test_skip_is_deterministic_and_listed(my, tiny_clip, tokenizer, method):
     break_files(my, "train/red/007.png")
     settings = dict(SETTINGS, on_bad_image="skip")
-    runs = [fine_tune(copy.deepcopy(tiny_clip), tokenizer, loaded(my), method, **settings, workers=workers)
+    runs = [fine_tune(copy.deepcopy(tiny_clip), tokenizer, loaded(my), method, **settings | {"workers": workers})
             for workers in (0, 2)]
     for trained in runs: assert trained.skipped == [str(my/"train/red/007.png")]
     assert all(torch.equal(a, b) for a, b in zip(*(t.student.state_dict().values() for t in runs)))

@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 import torch
 
-from carot.losses import carot_loss, contrastive_logits, contrastive_loss, cross_norm, is_teacher_update, orthogonality, self_distillation, teacher_momentum, update_teacher
+from carot.losses import (
+    carot_loss,
+    contrastive_logits,
+    contrastive_loss,
+    cross_norm,
+    is_teacher_update,
+    orthogonality,
+    self_distillation,
+    teacher_momentum,
+    update_teacher,
+)
 from carot.train import learning_rate
 
 
@@ -67,7 +77,11 @@ def test_teacher_gets_no_say_in_the_gradient_and_first_step_has_no_distillation(
 
 @pytest.mark.parametrize("W", [torch.zeros(4, 3), torch.eye(4, 3)])
 def test_penalties_have_finite_gradients_where_the_norm_is_zero(W):
-    for penalty in (lambda w: cross_norm(w, torch.zeros(5, 3)), lambda w: cross_norm(w * 0, torch.ones(5, 3)), orthogonality):
+    for penalty in (
+        lambda w: cross_norm(w, torch.zeros(5, 3)),
+        lambda w: cross_norm(w * 0, torch.ones(5, 3)),
+        orthogonality,
+    ):
         w = W.clone().requires_grad_()
         penalty(w).backward()
         assert w.grad.isfinite().all()
@@ -85,7 +99,10 @@ def test_logits_are_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16): logits = contrastive_logits(f, f, 100.0)
     assert logits.dtype == torch.float32 and torch.allclose(logits, 100 * f @ f.T)
 
-@pytest.mark.parametrize("total, start, end, fraction", [(25030, 0.05, 0.9, 0.2), (282, 0.05, 0.9, 0.2), (10, 0.5, 0.99, 1.0), (10, 0.1, 0.9, 0.0)])
+@pytest.mark.parametrize(
+    "total, start, end, fraction",
+    [(25030, 0.05, 0.9, 0.2), (282, 0.05, 0.9, 0.2), (10, 0.5, 0.99, 1.0), (10, 0.1, 0.9, 0.0)],
+)
 def test_momentum(total, start, end, fraction):
     for step in range(1, total + 1):
         want = end if fraction == 0 else start + (end - start) * min(1.0, step / (fraction * total))
@@ -103,9 +120,16 @@ def test_update_averages_parameters_not_buffers():
     teacher, student = norm(1.0), norm(3.0)
     student.running_mean += 5
     update_teacher(teacher, student, 0.75)
-    assert teacher.weight.tolist() == [1.5, 1.5] and teacher.running_mean.tolist() == [0, 0] and student.weight.tolist() == [3, 3]
+    assert (
+        teacher.weight.tolist() == [1.5, 1.5]
+        and teacher.running_mean.tolist() == [0, 0]
+        and student.weight.tolist() == [3, 3]
+    )
 
-@pytest.mark.parametrize("base, warmup, total, floor", [(1e-5, 500, 25030, 0.0), (3e-4, 20, 282, 0.0), (1.0, 0, 7, 0.1), (1.0, 7, 7, 0.0)])
+
+@pytest.mark.parametrize(
+    "base, warmup, total, floor", [(1e-5, 500, 25030, 0.0), (3e-4, 20, 282, 0.0), (1.0, 0, 7, 0.1), (1.0, 7, 7, 0.0)]
+)
 def test_learning_rate(base, warmup, total, floor):
     for step in range(total):
         want = base * (step + 1) / warmup if step < warmup else (

@@ -16,7 +16,8 @@ def top5_accuracy(probs, labels): return (np.argsort(probs, 1)[:, -5:] == labels
 def hits(probs, labels): return (np.argsort(probs, 1)[:, -5:] == labels[:, None]).any(1)
 
 def worst_batch(probs, labels, batch_size):
-    return max(1 - cal.accuracy(probs[i:i + batch_size], labels[i:i + batch_size]) for i in range(0, len(labels), batch_size))
+    batches = [slice(i, i + batch_size) for i in range(0, len(labels), batch_size)]
+    return max(1 - cal.accuracy(probs[batch], labels[batch]) for batch in batches)
 
 PLAIN = Metric("top5", "top-5 accuracy", top5_accuracy, higher_is_better=True, scale=100, digits=1, unit="points")
 QUICK = Metric("top5_quick", "top-5 accuracy", top5_accuracy, True, 100, 1, "points", per_image=hits)
@@ -66,11 +67,13 @@ def test_complete_runs_get_it_from_their_saved_predictions(tmp_path):
     found = wide(table)
     assert list(found) == [*METRICS, "top5", "worst_batch"] and found.notna().all(axis=None)
     for name, p in made.items():
-        assert found.loc[name, "top5"] == np.mean([label in np.argsort(row)[-5:] for row, label in zip(p.probs, p.labels)])
+        among = [label in np.argsort(row)[-5:] for row, label in zip(p.probs, p.labels)]
+        assert found.loc[name, "top5"] == np.mean(among)
         assert found.loc[name, "worst_batch"] == worst_batch(p.probs, p.labels.numpy(), 64)
         assert found.loc[name, "batched_ece"] == cal.batched_ece(p.probs, p.labels, 64)
-    assert metrics_table(load_predictions(tmp_path), 64).equals(table[table.metric.isin(METRICS)].reset_index(drop=True))
-    with_it, without = (stats_row(t, 1, "carot", 0.5) for t in (table, table[table.metric.isin(METRICS)]))
+    ours = table[table.metric.isin(METRICS)].reset_index(drop=True)
+    assert metrics_table(load_predictions(tmp_path), 64).equals(ours)
+    with_it, without = (stats_row(t, 1, "carot", 0.5) for t in (table, ours))
     assert with_it == without and list(add_stats(tmp_path, with_it)) == list(without)
 
 
@@ -80,7 +83,8 @@ def test_it_is_resampled_like_any_other(metric):
     def slow(probs, labels): return metric(probs, labels)
     assert cal.bootstrap(metric, p.probs, p.labels, 50) == pytest.approx(cal.bootstrap(slow, p.probs, p.labels, 50))
     counts = cal.resample_counts(300, 20, set_seed("Noise"))
-    by_hand = [slow(p.probs[rows], p.labels.numpy()[rows]) for rows in (np.repeat(np.arange(300), row) for row in counts)]
+    resamples = [np.repeat(np.arange(300), row) for row in counts]
+    by_hand = [slow(p.probs[rows], p.labels.numpy()[rows]) for rows in resamples]
     assert np.allclose(cal.resampled(metric, p.probs, p.labels, counts), by_hand, atol=1e-12)
 
 

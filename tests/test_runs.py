@@ -87,7 +87,8 @@ def python(code, *arguments, **keywords):
 # planning
 
 @pytest.mark.parametrize("given, words", [
-    ({"lrr": 1.0}, "did you mean 'lr'"), ({"method": "fit"}, "did you mean 'ft'"), ({"lr": -1.0}, "lr must be at least 0"),
+    ({"lrr": 1.0}, "did you mean 'lr'"), ({"method": "fit"}, "did you mean 'ft'"),
+    ({"lr": -1.0}, "lr must be at least 0"),
     ({"epochs": "3"}, "epochs takes int, not '3' (epochs: passes over the training set)"),
     ({"device": "cuda:99"}, "cuda:99"), ({"root": "/no/such/folder"}, "no folder"),
     ({"out": "odd {name}/run.ipynb"}, "is a file"),
@@ -151,8 +152,8 @@ def test_other_settings_are_refused_and_new_ones_are_not(tmp_path):
 BEFORE = {"benchmark": "glyphs", "root": None, "model": "glyphs", "pretrained": None, "epochs": 6, "batch_size": 64,
           "micro_batch_size": None, "accumulation_steps": 1, "report_to": None, "lr": 0.001, "weight_decay": 0.1,
           "warmup_steps": 20, "label_smoothing": 0.0, "orthogonality_coef": 0.2, "cross_norm_coef": 0.05,
-          "distillation_coef": 1.5, "teacher_update_every": 6, "teacher_momentum_start": 0.05, "teacher_momentum_end": 0.9,
-          "teacher_warmup_fraction": 0.2,
+          "distillation_coef": 1.5, "teacher_update_every": 6, "teacher_momentum_start": 0.05,
+          "teacher_momentum_end": 0.9, "teacher_warmup_fraction": 0.2,
           "eval_sets": None, "eval_batch_size": 250, "eval_every": 0, "on_bad_image": "stop", "workers": 0, "seed": 1,
           "checkpoint_every": 0, "checkpoint_minutes": 10.0, "precision": "auto", "device": "auto", "threads": 1,
           "out": "expt_logs"}
@@ -252,7 +253,8 @@ def test_errors_in_the_kernel(notebook, tmp_path, capsys):
     assert said.out == "carot  batch_size=2,seed=1  started\n"
     assert said.err == "carot: error: carot  batch_size=2,seed=1: batch_size 2 is for nobody; take 3\n"
     assert tree(tmp_path) == before
-    with pytest.raises(RuntimeError, match="kernel died.*failed.ipynb"): execute.make_run(notebook, out=tmp_path/"logs", batch_size=3)
+    with pytest.raises(RuntimeError, match="kernel died.*failed.ipynb"):
+        execute.make_run(notebook, out=tmp_path/"logs", batch_size=3)
 
 
 # the packaged notebook
@@ -269,7 +271,7 @@ def test_cleaning_keeps_the_tag_of_the_parameters(tmp_path):
 
 
 def test_a_record_is_made_again(tmp_path, monkeypatch):
-    "Figures without predictions and weights, as a clone has them, are no reason not to run; with one of them left they are."
+    "Figures without predictions and weights, as a clone has them, are no reason not to run; with one of them they are."
     monkeypatch.chdir(tmp_path)
     kept = "    (run.path/'predictions').mkdir(); (run.path/'student').mkdir()\n    run.finish"
     notebook = write_notebook(tmp_path/"run.ipynb", parameters_cell(), RUN.replace("    run.finish", kept))

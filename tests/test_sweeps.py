@@ -8,10 +8,11 @@ import sys
 import pandas as pd
 import psutil
 import pytest
+from test_runs import tree, wait, write_notebook
+from test_settings import METHOD
 
 from carot.core import UserError
-from carot.runs.sweeps import load_sweep, sweep
-from test_runs import tree, wait, write_notebook
+from carot.runs.sweeps import load_sweep, make_sweep
 
 PARAMETERS = """\
 method: str = "ft"  # zs, lp, ft, lp-ft, flyp or carot
@@ -23,14 +24,15 @@ RUN = """\
 import math, time
 from carot.core import write_atomic
 from carot.runs.records import open_run
-from carot.runs.settings import resolve
-run = open_run(*resolve(dict(method=method, lr=lr, epochs=epochs, seed=seed, out=out)), steps=10)
+from carot.runs.settings import asked_in, resolve
+run = open_run(resolve(asked_in(globals())), steps=10)
 print("this is", run.path.name)
 if (lr, epochs) == (0.1, 1): raise ArithmeticError("the loss is not finite")
 if (lr, epochs) == (0.2, 2): time.sleep(3600)
-rows = [(name, id, 100, "accuracy", 0.8 - lr - 0.2 * (not id) + 0.01 * epochs) for name, id in [("Test", True), ("Dark", False)]]
+value = 0.8 - lr + 0.01 * epochs
+rows = [("set", "id", "n", "metric", "value"), ("Test", True, 100, "accuracy", value), ("Dark", False, 100, "accuracy", value - 0.2)]
 if not run.complete:
-    write_atomic(run.path/"metrics.tsv", "".join("\\t".join(map(str, row)) + "\\n" for row in [("set", "id", "n", "metric", "value"), *rows]))
+    write_atomic(run.path/"metrics.tsv", "".join("\\t".join(map(str, row)) + "\\n" for row in rows))
     run.finish(seconds={"total": 0.1})"""
 GRID = "lr=0.1,0.2,0.3,0.4;epochs=1,2,3"
 
@@ -92,13 +94,25 @@ def test_ctrl_c_keeps_what_is_done(notebook, tmp_path):
     assert process.returncode == 0 and out.count("(was there)") == 1 and "2 of 2 runs are complete" in out and err == ""
 
 
+def test_over_a_method_of_ones_own(notebook, tmp_path, monkeypatch):
+    "Its setting is in no notebook's cell; beside another method, and through another command."
+    (tmp_path/"hinge_sweep.py").write_text(METHOD)
+    monkeypatch.syspath_prepend(tmp_path)
+    made = make_sweep("run.ipynb", "margin=0.1,0.2", method="hinge_sweep:HINGE", lr=0.3, epochs=1, jobs=2, out="logs")
+    assert made.code == 0 and made.results.groupby("run").margin.mean().tolist() == [0.1, 0.2]
+    both = make_sweep("run.ipynb", "method=hinge_sweep:HINGE,ft", lr=0.3, epochs=1, out="logs", seeds=1)
+    assert both.code == 0 and sorted(both.results.method.unique()) == ["ft", "hinge_sweep:HINGE"]
+    assert len({job.path for job in made.jobs} & {job.path for job in both.jobs}) == 1
+    with pytest.raises(UserError, match="unknown parameter 'margin'"): make_sweep("run.ipynb", "margin=0.1", out="logs")
+
+
 def test_slurm_script_makes_the_runs(notebook, tmp_path, capsys):
-    sweep("run.ipynb", "lr=0.3,0.4;epochs=1", engine="slurm", out="logs", name="rates", timeout=2)
+    make_sweep("run.ipynb", "lr=0.3,0.4;epochs=1", engine="slurm", out="logs", name="rates", timeout=2)
     script = capsys.readouterr().out
     assert "#SBATCH --array=0-1\n" in script and "#SBATCH --time=2\n" in script and subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
     done = subprocess.run(["bash"], input=script, text=True, env=dict(os.environ, SLURM_ARRAY_TASK_ID="1"), capture_output=True)
     assert done.returncode == 0 and "logs/glyphs/ft/epochs=1,lr=0.4,seed=1" in done.stdout
-    sweep("run.ipynb", "lr=0.3,0.4;epochs=1", engine="slurm", out="logs", name="rates")
+    make_sweep("run.ipynb", "lr=0.3,0.4;epochs=1", engine="slurm", out="logs", name="rates")
     assert "#SBATCH --array=0-0\n" in capsys.readouterr().out
 
 
@@ -107,13 +121,13 @@ def test_through_ray_as_locally(notebook, tmp_path, monkeypatch, capfd):
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
     grid = "lr=0.1,0.3;epochs=1,3"
-    local = sweep("run.ipynb", grid, jobs=2, out="local", name="rates")
+    local = make_sweep("run.ipynb", grid, jobs=2, out="local", name="rates")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(os.path.dirname(os.path.dirname(sys.modules["carot"].__file__))), os.environ.get("PYTHONPATH", "")]))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=1)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        far = sweep("run.ipynb", grid, engine="ray", out="far", name="rates")
+        far = make_sweep("run.ipynb", grid, engine="ray", out="far", name="rates")
     finally: cluster.shutdown()
     assert local.code == far.code == 1
     columns = [name for name in local.results if name not in ("run", "out")]
@@ -123,17 +137,18 @@ def test_through_ray_as_locally(notebook, tmp_path, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize("given, words", [
+    (dict(grid=""), "a sweep needs a grid"), (dict(grid=None, seeds=3), "a sweep needs a grid"),
     (dict(grid="lrr=1"), "unknown parameter 'lrr' (did you mean 'lr'?)"), (dict(grid="lr=0.1;lr=0.2"), "lr is in the grid twice"),
     (dict(engine="sge"), "unknown engine 'sge'"), (dict(jobs=0), "jobs must be at least 1"), (dict(timeout=0), "timeout must be more than 0"),
     (dict(gpus=1.0), "leave gpus out"), (dict(engine="ray", jobs=2), "leave jobs out"), (dict(engine="slurm", gpus=0.5), "whole GPUs"),
     (dict(notebook="nowhere.ipynb"), "there is no notebook 'nowhere.ipynb'"), (dict(out="run.ipynb"), "is a file")])
 def test_wrong_sweeps_are_one_line_and_leave_nothing(notebook, tmp_path, given, words):
     before = tree(tmp_path)
-    with pytest.raises(UserError, match=re.escape(words)) as error: sweep(**{"notebook": "run.ipynb", "grid": "lr=0.1"} | given)
+    with pytest.raises(UserError, match=re.escape(words)) as error: make_sweep(**{"notebook": "run.ipynb", "grid": "lr=0.1"} | given)
     assert "\n" not in str(error.value) and tree(tmp_path) == before
 
 
 def test_ray_without_a_cluster_says_how_to_start_one(notebook, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(UserError, match="ray start --head"): sweep("run.ipynb", "lr=0.3", engine="ray", out="logs")
+    with pytest.raises(UserError, match="ray start --head"): make_sweep("run.ipynb", "lr=0.3", engine="ray", out="logs")

@@ -1,5 +1,4 @@
 """The loop: what is trained, what is saved, what survives a kill, what is refused."""
-import copy
 import csv
 import json
 import shutil
@@ -10,29 +9,21 @@ from safetensors.torch import load_file
 
 from carot.clip import zero_shot_head
 from carot.core import UserError
-from carot.evaluate import classifier, predict_sets
-from carot.train import METHODS, FineTuned, fine_tune, load_finetuned
 from carot.engine.devices import make_accelerator
+from carot.evaluate import classifier, predict_sets
+from carot.methods.base import all_methods
+from carot.train import FineTuned, load_finetuned
+from small_runs import SETTINGS, Killed, same, tiny_tokenizer, tune  # noqa: F401, a fixture
 
-SETTINGS = dict(epochs=3, batch_size=16, lr=1e-3, warmup_steps=2, teacher_update_every=2, device="cpu")
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    import open_clip
-    return open_clip.get_tokenizer("ViT-B-16", context_length=12)
-
-def tune(clip, tokenizer, toy, method, **kw): return fine_tune(copy.deepcopy(clip), tokenizer, toy, method, **SETTINGS | kw)
-
-def same(a, b): return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
-
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", list(all_methods()))
 def test_same_seed_same_weights(tiny_clip, tokenizer, toy, method):
     one, two, other = [tune(tiny_clip, tokenizer, toy, method, seed=seed) for seed in (1, 1, 2)]
-    assert same(one.student, two.student) and (one.head is None or same(one.head, two.head))
-    assert method == "zs" or not (same(one.student, other.student) and (one.head is None or same(one.head, other.head)))
+    def alike(a, b): return same(a.student, b.student) and (a.head is None or same(a.head, b.head))
+    assert alike(one, two) and alike(one, other) == (not all_methods()[method].seeded)
 
 def test_loader_processes_change_nothing(tiny_clip, tokenizer, toy):
-    assert same(tune(tiny_clip, tokenizer, toy, "carot").student, tune(tiny_clip, tokenizer, toy, "carot", workers=2).student)
+    alone, helped = (tune(tiny_clip, tokenizer, toy, "carot", workers=workers) for workers in (0, 2))
+    assert same(alone.student, helped.student)
 
 def test_ft_starts_at_zero_shot(tiny_clip, tokenizer, toy):
     frozen = tune(tiny_clip, tokenizer, toy, "ft", lr=0.0)
@@ -75,8 +66,6 @@ def test_teacher_equals_a_hand_made_average(tiny_clip, tokenizer, toy):
     second = (teacher - (1 - momenta[2]) * new - momenta[2] * momenta[1] * old) / (momenta[2] * (1 - momenta[1]))
     assert 0 < (second - old).abs().max() < 3 * SETTINGS["lr"] and (second - new).abs().max() < 2 * SETTINGS["lr"]
 
-class Killed(Exception): pass
-
 @pytest.mark.parametrize("method", ["lp", "ft", "lp-ft", "flyp", "carot"])
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_resume_is_bit_identical(tiny_clip, tokenizer, toy, tmp_path, method, epoch):
@@ -84,12 +73,18 @@ def test_resume_is_bit_identical(tiny_clip, tokenizer, toy, tmp_path, method, ep
         if done == epoch: raise Killed
     whole = tune(tiny_clip, tokenizer, toy, method, out=tmp_path/"whole")
     with pytest.raises(Killed): tune(tiny_clip, tokenizer, toy, method, out=tmp_path/"cut", on_epoch=stop)
-    with (tmp_path/"cut"/"train.tsv").open("a") as log: print("train", epoch * 3 + 1, epoch + 1, 0, 0, sep="\t", file=log)  # lost step
+    with (tmp_path / "cut" / "train.tsv").open("a") as log:
+        print("train", epoch * 3 + 1, epoch + 1, 0, 0, sep="\t", file=log)  # lost step
     resumed = tune(tiny_clip, tokenizer, toy, method, out=tmp_path/"cut")
     assert same(whole.student, resumed.student) and (whole.head is None or same(whole.head, resumed.head))
     assert whole.teacher is None or same(whole.teacher, resumed.teacher)
-    logs = [[{k: v for k, v in row.items() if k != "pairs_per_second"} for row in csv.DictReader((tmp_path/f/"train.tsv").open(), delimiter="\t")]
-            for f in ("whole", "cut")]
+    logs = [
+        [
+            {k: v for k, v in row.items() if k != "pairs_per_second"}
+            for row in csv.DictReader((tmp_path / f / "train.tsv").open(), delimiter="\t")
+        ]
+        for f in ("whole", "cut")
+    ]
     assert logs[0] == logs[1] and len(logs[0]) == (18 if method == "lp-ft" else 9)
 
 def test_saved_before_anybody_evaluates(tiny_clip, tokenizer, toy, tmp_path):
@@ -100,16 +95,21 @@ def test_saved_before_anybody_evaluates(tiny_clip, tokenizer, toy, tmp_path):
 def test_other_settings_are_refused(tiny_clip, tokenizer, toy, tmp_path):
     tune(tiny_clip, tokenizer, toy, "carot", out=tmp_path)
     for change in (dict(lr=1e-2), dict(distillation_coef=3.0), dict(batch_size=8)):
-        with pytest.raises(UserError, match=next(iter(change))): tune(tiny_clip, tokenizer, toy, "carot", out=tmp_path, **change)
+        with pytest.raises(UserError, match=next(iter(change))):
+            tune(tiny_clip, tokenizer, toy, "carot", out=tmp_path, **change)
 
-@pytest.mark.parametrize("name", ["student.safetensors", "teacher.safetensors", "optimizer.pt", "state.json", "manifest.json"])
+
+@pytest.mark.parametrize(
+    "name", ["student.safetensors", "teacher.safetensors", "optimizer.pt", "state.json", "manifest.json"]
+)
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_damaged_checkpoint_is_one_line(tiny_clip, tokenizer, toy, tmp_path, name, damage):
     def stop(done, _): raise Killed
     with pytest.raises(Killed): tune(tiny_clip, tokenizer, toy, "carot", out=tmp_path, on_epoch=stop)
     file = max((tmp_path/"checkpoints"/"train").glob("step-*"))/name
     file.write_bytes(file.read_bytes()[:50]) if damage == "truncated" else file.unlink()
-    with pytest.raises(UserError, match="cannot be used") as error: tune(tiny_clip, tokenizer, toy, "carot", out=tmp_path)
+    with pytest.raises(UserError, match="cannot be used") as error:
+        tune(tiny_clip, tokenizer, toy, "carot", out=tmp_path)
     assert "\n" not in str(error.value)
 
 def test_half_written_checkpoint_is_ignored(tiny_clip, tokenizer, toy, tmp_path):
@@ -118,17 +118,33 @@ def test_half_written_checkpoint_is_ignored(tiny_clip, tokenizer, toy, tmp_path)
     folder = tmp_path/"checkpoints"/"train"
     shutil.copytree(max(folder.glob("step-*")), folder/".step-6")
     (folder/".step-6"/"state.json").unlink()
-    assert same(tune(tiny_clip, tokenizer, toy, "flyp", out=tmp_path).student, tune(tiny_clip, tokenizer, toy, "flyp").student)
+    assert same(
+        tune(tiny_clip, tokenizer, toy, "flyp", out=tmp_path).student, tune(tiny_clip, tokenizer, toy, "flyp").student
+    )
 
-@pytest.mark.parametrize("change, words", [
-    (dict(method="caort"), "did you mean 'carot'"), (dict(warmup_steps=10), "warmup_steps=10.*9 steps"), (dict(precision="fp61"), "unknown precision"),
-    (dict(precision="fp16"), "needs a GPU"), (dict(device="cuda:9"), "CUDA devices"), (dict(device="gpu"), "unknown device")])
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(method="caort"), "did you mean 'carot'"),
+        (dict(warmup_steps=10), "warmup_steps=10.*9 steps"),
+        (dict(precision="fp61"), "unknown precision"),
+        (dict(precision="fp16"), "needs a GPU"),
+        (dict(device="cuda:9"), "CUDA devices"),
+        (dict(device="gpu"), "unknown device"),
+    ],
+)
 def test_refused(tiny_clip, tokenizer, toy, tmp_path, change, words):
-    with pytest.raises(UserError, match=words): tune(tiny_clip, tokenizer, toy, **{"method": "ft", "out": tmp_path} | change)
+    with pytest.raises(UserError, match=words):
+        tune(tiny_clip, tokenizer, toy, **{"method": "ft", "out": tmp_path} | change)
     assert not any(tmp_path.iterdir())
 
 def test_non_finite_loss_stops_with_the_checkpoint_intact(tiny_clip, tokenizer, toy, tmp_path):
-    with pytest.raises(UserError, match=r"contrastive not finite at step \d+ with lr \S+ \(batch: image \d+, .* and 36 more, all in .*not_finite.txt\); the last"):
+    with pytest.raises(
+        UserError,
+        match=r"contrastive not finite at step \d+ with lr \S+ \(batch: image \d+, .* and 36 more, "
+        r"all in .*not_finite.txt\); the last",
+    ):
         tune(tiny_clip, tokenizer, toy, "flyp", lr=1e8, warmup_steps=0, epochs=3, batch_size=40, out=tmp_path)
     assert len((tmp_path/"not_finite.txt").read_text().splitlines()) == 40
     steps = [p for p in (tmp_path/"checkpoints"/"train").glob("step-*")]

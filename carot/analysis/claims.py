@@ -107,7 +107,8 @@ PAPER_CLAIMS = [
     *several("FT and FLYP lose accuracy on the shifts", "accuracy", "shifts", [(ZS, FT), (ZS, FLYP)]),
     *several("ECE on the shifts: FT > FLYP > CaRot", "ece", "shifts", ORDER),
     *several("CaRot is the most accurate on the shifts of all fine-tuned models", "accuracy", "shifts", FINE_TUNED),
-    *several("CaRot is more accurate on the shifts than the model it started from", "accuracy", "shifts", [(CAROT, ZS)]),
+    *several("CaRot is more accurate on the shifts than the model it started from", "accuracy", "shifts",
+             [(CAROT, ZS)]),
     *several("CaRot has a lower ECE in distribution than FT and FLYP", "ece", "id", FT_AND_FLYP),
     *several(f"CaRot has a lower ECE on the shifts than FT and FLYP, all of them {SCALED}", "ece", "shifts",
              [(scaled(better), scaled(worse)) for better, worse in FT_AND_FLYP]),
@@ -120,7 +121,8 @@ TERM_CLAIMS = [
     Claim(f"{what} {does}", metric, "shifts", CAROT, Side("carot", f"{coefficient}=0"))
     for what, coefficient in [("The teacher", "distillation_coef"), ("Orthogonality", "orthogonality_coef"),
                               ("The cross norm", "cross_norm_coef")]
-    for does, metric in [("raises CaRot's accuracy on the shifts", "accuracy"), ("lowers CaRot's ECE on the shifts", "ece")]]
+    for does, metric in [("raises CaRot's accuracy on the shifts", "accuracy"),
+                         ("lowers CaRot's ECE on the shifts", "ece")]]
 
 def control_claims(
     control: str,  # a benchmark without the shortcut of the one that is looked at
@@ -151,16 +153,17 @@ def equal_rate_claims(
     start = f"At a learning rate of {float(number):g}e{int(exponent)} CaRot"
     return [*several(f"{start} is more accurate on the shifts than FT and FLYP", "accuracy", "shifts", pairs),
             *several(f"{start} has a lower ECE on the shifts than FT and FLYP", "ece", "shifts", pairs),
-            *several(f"{start} has a lower ECE on the shifts than FT and FLYP, all of them temperature-scaled", "ece", "shifts",
-                     [(scaled(a), scaled(b)) for a, b in pairs])]
+            *several(f"{start} has a lower ECE on the shifts than FT and FLYP, all of them temperature-scaled", "ece",
+                     "shifts", [(scaled(a), scaled(b)) for a, b in pairs])]
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #fafcc872
 def claims_for(
     spec: BenchmarkSpec,
 ) -> list[Claim]:
     "The claims that make sense on a benchmark: not all have a control, and learning rates tuned for each method."
-    control = control_claims(spec.control, getattr(spec, "shortcut", "")) if spec.control else []
-    return [*PAPER_CLAIMS, *control, *TERM_CLAIMS, *(claim for rate in spec.equal_rates for claim in equal_rate_claims(spec, rate))]
+    control = control_claims(spec.control, spec.shortcut) if spec.control else []
+    return [*PAPER_CLAIMS, *control, *TERM_CLAIMS,
+            *(claim for rate in spec.equal_rates for claim in equal_rate_claims(spec, rate))]
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #cc9e9138
 def joined(
@@ -193,7 +196,8 @@ def command(
     "What makes a run of this side."
     method = find_method(side.method)
     options = {k: v for k, v in as_settings(joined(select, side.setting)).items() if method.uses(k)}
-    words = [f"--benchmark {benchmark}", f"--method {side.method}", *(f"--{k.replace('_', '-')} {v}" for k, v in options.items())]
+    words = [f"--benchmark {benchmark}", f"--method {side.method}",
+             *(f"--{k.replace('_', '-')} {v}" for k, v in options.items())]
     if str(out) != describe(RunSettings)["out"].default: words.append(f"--out {out}")
     return " ".join(["carot run", *words, *(["--seed 1"] if method.seeded else [])])
 
@@ -253,10 +257,13 @@ class Evidence:
         labels = saved.labels.numpy()
         check_images(self, run, name, labels)
         probs = softmax(saved.logits.double() / self.temperature(run)) if scaled else saved.probs
-        function = partial(metric, batch_size=run.parameters["eval_batch_size"]) if metric.takes("batch_size") else metric
+        options = {"batch_size": run.parameters["eval_batch_size"]} if metric.takes("batch_size") else {}
+        function = partial(metric, **options)
         return function(probs, labels), resampled(function, probs, labels, self.counts(name, len(labels)))
 
-    def mean(self, run: RunFiles, sets: list[str], metric: str | Metric, scaled: bool = False) -> tuple[float, np.ndarray]:
+    def mean(
+        self, run: RunFiles, sets: list[str], metric: str | Metric, scaled: bool = False
+    ) -> tuple[float, np.ndarray]:
         "The same, averaged over sets."
         parts = [self.on_set(run, name, metric, scaled) for name in sets]
         return np.mean([value for value, _ in parts]), np.mean([values for _, values in parts], axis=0)
@@ -301,8 +308,8 @@ def difference(
             "effect": float(np.mean(list(per_seed.values()))), "low": low, "high": high, "per_seed": per_seed}
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #ca7461ef
-ROW = ["claim", "test", "metric", "benchmark", "better", "worse", "effect", "low", "high", "per_seed", "verdict", "better_runs",
-       "worse_runs", "missing"]
+ROW = ["claim", "test", "metric", "benchmark", "better", "worse", "effect", "low", "high", "per_seed", "verdict",
+       "better_runs", "worse_runs", "missing"]
 
 def why_not(
     claim: Claim,
@@ -313,7 +320,8 @@ def why_not(
     "What a claim lacks; empty if it can be tested."
     sides = (claim.better, claim.worse)
     lacking = [why for side in sides if (why := missing(side, out, benchmark, select))]
-    if not lacking and not paired(*(side_runs(side, out, benchmark, select) for side in sides)): return "no seed that both have"
+    if not lacking and not paired(*(side_runs(side, out, benchmark, select) for side in sides)):
+        return "no seed that both have"
     return "; ".join(lacking)
 
 def common_sets(
@@ -333,7 +341,7 @@ def test_claim(
     select: str = "",  # setting of all runs; "" = the defaults
     evidence: Evidence | None = None,  # None: 1000 resamples
 ) -> dict[str, Any]:  # a row of the table of claims
-    "Effect, interval and verdict of a claim; the effect is the advantage of the better side, so positive is as claimed."
+    "Effect, interval and verdict of a claim; the effect is the better side's advantage, so positive is as claimed."
     evidence, benchmark, sides = evidence or Evidence(), claim.benchmark or benchmark, (claim.better, claim.worse)
     row = {"claim": claim.text, "test": claim.test, "metric": claim.metric, "benchmark": benchmark,
            "verdict": "not run", "missing": why_not(claim, out, benchmark, select), "better_runs": "", "worse_runs": ""}
@@ -343,8 +351,9 @@ def test_claim(
     low, high = sorted((claim.sign * found["low"], claim.sign * found["high"]))
     per_seed = {seed: claim.sign * value for seed, value in found["per_seed"].items()}
     runs = [" ".join(dict.fromkeys(f"{benchmark}/{pair[i].name}" for pair in pairs)) for i in (1, 2)]
-    return row | {"better": found["first"], "worse": found["second"], "effect": claim.sign * found["effect"], "low": low, "high": high,
-                  "per_seed": per_seed, "verdict": verdict(low, high, per_seed.values()), "better_runs": runs[0], "worse_runs": runs[1]}
+    return row | {"better": found["first"], "worse": found["second"], "effect": claim.sign * found["effect"],
+                  "low": low, "high": high, "per_seed": per_seed, "verdict": verdict(low, high, per_seed.values()),
+                  "better_runs": runs[0], "worse_runs": runs[1]}
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #6da9e388
 def claims_table(
@@ -366,7 +375,8 @@ def statements(
 ) -> pd.DataFrame:  # claim, tests, verdict
     "One verdict for each claim: it needs all of its tests."
     groups = table.groupby("claim", sort=False).verdict
-    return pd.DataFrame({"tests": groups.size(), "verdict": groups.agg(lambda verdicts: overall(list(verdicts)))}).reset_index()
+    verdicts = groups.agg(lambda found: overall(list(found)))
+    return pd.DataFrame({"tests": groups.size(), "verdict": verdicts}).reset_index()
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #a5ddb24a
 def show_interval(
@@ -374,7 +384,8 @@ def show_interval(
     metric: Metric,
 ) -> str:
     "An effect with its interval as it is printed."
-    return f"{metric.show_difference(row.effect)} [{metric.show_difference(row.low)}, {metric.show_difference(row.high)}]"
+    effect, low, high = map(metric.show_difference, (row.effect, row.low, row.high))
+    return f"{effect} [{low}, {high}]"
 
 def show_row(
     row: Any,  # of `claims_table`
@@ -390,7 +401,8 @@ def tests_markdown(
 ) -> str:
     "Each test with its effect, in Markdown."
     rows = [[i, row.test, *show_row(row), row.verdict] for i, row in enumerate(table.itertuples(), 1)]
-    return markdown(pd.DataFrame(rows, columns=["#", "test", "values", "advantage [95 % interval]", "per seed", "verdict"]))
+    columns = ["#", "test", "values", "advantage [95 % interval]", "per seed", "verdict"]
+    return markdown(pd.DataFrame(rows, columns=columns))
 
 def statements_markdown(
     table: pd.DataFrame,  # from `claims_table`
@@ -425,15 +437,19 @@ def in_words(
     "What holds and what does not, in a paragraph."
     found = statements(table)
     counts = {word: int((found.verdict == word).sum()) for word in ("holds", "does not hold", "undecided", "not run")}
-    lines = [f"Of {len(found)} claims {counts['holds']} hold, {counts['does not hold']} do not, {counts['undecided']} are undecided "
-             f"and {counts['not run']} are not run."]
-    lines += [f"**{word.capitalize()}:** {'; '.join(found.claim[found.verdict == word])}." for word in counts if counts[word]]
+    hold, not_hold, undecided, not_run = counts.values()
+    lines = [f"Of {len(found)} claims {hold} hold, {not_hold} do not, {undecided} are undecided and "
+             f"{not_run} are not run."]
+    lines += [f"**{word.capitalize()}:** {'; '.join(found.claim[found.verdict == word])}."
+              for word in counts if counts[word]]
     return "\n\n".join(lines)
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #7e281259
-READING = ("The advantage is that of the side claimed to be better: positive is as claimed; accuracy in points, calibration errors as fractions. "
-           "Interval: 95 % over the choice of test images (paired, resampled within each set), given these trained models. "
-           "Holds: the interval and every seed are above 0; does not hold: the interval is below 0; a claim needs all of its tests.")
+READING = (
+    "The advantage is that of the side claimed to be better: positive is as claimed; accuracy in points, calibration "
+    "errors as fractions. Interval: 95 % over the choice of test images (paired, resampled within each set), given "
+    "these trained models. Holds: the interval and every seed are above 0; does not hold: the interval is below 0; a claim "
+    "needs all of its tests.")
 
 def write_claims(
     folder: str | Path,
@@ -441,10 +457,13 @@ def write_claims(
     title: str = "Claims",
 ) -> str:  # the Markdown
     "Write claims.tsv (unrounded) and claims.md."
-    parts = [f"# {title}", in_words(table), READING, statements_markdown(table), "## Tests", tests_markdown(table), "## Runs", sources(table)]
+    parts = [f"# {title}", in_words(table), READING, statements_markdown(table), "## Tests", tests_markdown(table),
+             "## Runs", sources(table)]
     text = "\n\n".join(parts + (["## Not run, waiting for", to_run(table)] if to_run(table) else [])) + "\n"
-    def one_line(found): return " ".join(f"{seed}:{value:.6g}" for seed, value in found.items()) if isinstance(found, dict) else ""
-    write_atomic(Path(folder)/"claims.tsv", table.assign(per_seed=table.per_seed.map(one_line)).to_csv(sep="\t", index=False))
+    def one_line(found):
+        return " ".join(f"{seed}:{value:.6g}" for seed, value in found.items()) if isinstance(found, dict) else ""
+    write_atomic(Path(folder)/"claims.tsv",
+                 table.assign(per_seed=table.per_seed.map(one_line)).to_csv(sep="\t", index=False))
     write_atomic(Path(folder)/"claims.md", text)
     return text
 
@@ -550,7 +569,8 @@ def against(
         pairs = paired(sides[method.reference], sides[baseline])
         pairs = [pair for pair in pairs if predicted_sets(pair[1]) == predicted_sets(pair[2])]
         sets = predicted_sets(pairs[0][1]) if pairs else {}
-        rows += [{"method": method.reference, "metric": metric.name, "sets": where, **difference(evidence, pairs, sets[where], metric)}
+        rows += [{"method": method.reference, "metric": metric.name, "sets": where,
+                  **difference(evidence, pairs, sets[where], metric)}
                  for metric in metrics for where in sets if sets[where]]
     return pd.DataFrame(rows)
 
@@ -568,10 +588,11 @@ def against_markdown(
         metric = known[row.metric]
         text, edges = show_interval(row, metric), (metric.sign * row.low, metric.sign * row.high)
         return f"**{text}**" if min(edges) > 0 else text
-    texts = frame.assign(text=[cell(row) for row in frame.itertuples()], column=[head(row) for row in frame.itertuples()])
+    texts = frame.assign(text=[cell(row) for row in frame.itertuples()],
+                         column=[head(row) for row in frame.itertuples()])
     wide = texts.pivot(index="method", columns="column", values="text")[list(texts.column.unique())]
-    wide = wide.reindex(list(frame.method.unique())).fillna("").rename(index=titles(in_order({*frame.method, *all_methods()})))
-    return markdown(wide.rename_axis(columns=None).reset_index())
+    wide = wide.reindex(list(frame.method.unique())).fillna("").rename_axis(columns=None)
+    return markdown(wide.rename(index=titles(in_order({*frame.method, *all_methods()}))).reset_index())
 
 def not_compared(
     runs: list[RunFiles],  # from `find_runs`
@@ -585,6 +606,8 @@ def not_compared(
     for baseline in (name for name in baselines if name in sides):
         for reference, side in sides.items():
             seeds = {seed for seed, *_ in paired(side, sides[baseline])}
-            alone = [run.name for run in (*side.values(), *sides[baseline].values()) if run.method.seeded and run.seed not in seeds]
-            if alone: lines.append(f"{find_method(baseline).title} and {sides[reference][min(side)].method.title}: {', '.join(alone)} without a partner.")
+            alone = [run.name for run in (*side.values(), *sides[baseline].values())
+                     if run.method.seeded and run.seed not in seeds]
+            both = f"{find_method(baseline).title} and {find_method(reference).title}"
+            if alone: lines.append(f"{both}: {', '.join(alone)} without a partner.")
     return lines

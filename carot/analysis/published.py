@@ -33,7 +33,8 @@ def published_figures(
     if spec.published is None: raise UserError(f"there are no published figures on {spec.name}")
     found = spec.published(metric.name)
     shifts = [name for name in found if name not in ABOUT][1:]  # after the ID set
-    return found.assign(**{AVERAGE: found[shifts].mean(axis=1), "remark": found.remark})[[*found.columns.drop("remark"), AVERAGE, "remark"]]
+    columns = [*found.columns.drop("remark"), AVERAGE, "remark"]
+    return found.assign(**{AVERAGE: found[shifts].mean(axis=1)})[columns]
 
 def published_metrics(
     spec: BenchmarkSpec,
@@ -65,7 +66,8 @@ def own_cells(
     "Results in the columns of the published figures; no mean over other shifts than theirs."
     ours = table(results, metric)
     parts = {which: ours[which].reindex(columns=columns) for which in ("mean", "std")}
-    if not set(columns) <= {*results.set, AVERAGE}: parts = {k: v.assign(**{AVERAGE: math.nan}) for k, v in parts.items()}
+    if not set(columns) <= {*results.set, AVERAGE}:
+        parts = {k: v.assign(**{AVERAGE: math.nan}) for k, v in parts.items()}
     return cells(pd.concat(parts, axis=1), metric, bold=False)
 
 def beside_published(
@@ -82,7 +84,8 @@ def beside_published(
     for method in methods:
         rows.append([names[method.reference], "these runs", "", *mine.loc[method.reference], ""])
         same = theirs[theirs.method == method.name]
-        rows += [[names[method.reference], row.source, row.batch, *text.loc[i], row.remark] for i, row in same.iterrows()]
+        rows += [[names[method.reference], row.source, row.batch, *text.loc[i], row.remark]
+                 for i, row in same.iterrows()]
     return markdown(pd.DataFrame(rows, columns=["method", "source", "batch", *columns, "remark"]))
 
 # %% ../../nbs/5_analysis/04_published.ipynb #76d64d62
@@ -96,7 +99,8 @@ def other_models(
     "Models of complete runs that are not the published one; weights from a file may be."
     def same(p): return p["pretrained"] == PUBLISHED_MODEL[1] or Path(str(p["pretrained"])).suffix
     found = [run.parameters for run in runs if run.state == "complete"]
-    return list(dict.fromkeys(f"{p['model']}/{p['pretrained']}" for p in found if p["model"] != PUBLISHED_MODEL[0] or not same(p)))
+    return list(dict.fromkeys(f"{p['model']}/{p['pretrained']}"
+                              for p in found if p["model"] != PUBLISHED_MODEL[0] or not same(p)))
 
 def incomparable(
     spec: BenchmarkSpec,
@@ -108,7 +112,8 @@ def incomparable(
     models, reasons, sets = other_models(runs), [], [name for name in spec.counts if name != "train"]
     if models: reasons.append(f"the published figures are of {'/'.join(PUBLISHED_MODEL)}, these of {', '.join(models)}")
     sizes = sorted({run.parameters["eval_batch_size"] for run in runs if run.state == "complete"} - {PUBLISHED_BATCH})
-    if sizes and find_metric(metric).takes("batch_size"): reasons.append(f"the evaluation batch is {sizes[0]}, not {PUBLISHED_BATCH}")
+    if sizes and find_metric(metric).takes("batch_size"):
+        reasons.append(f"the evaluation batch is {sizes[0]}, not {PUBLISHED_BATCH}")
     for name in sets:
         found = set(results.n[results.set == name]) - {spec.counts[name]}
         if found: reasons.append(f"{name} has {found.pop():,} images, not {spec.counts[name]:,}")
@@ -122,16 +127,18 @@ def compare_means(
     results: pd.DataFrame,  # from `collect`
     metric: str | Metric,
 ) -> str:
-    "Whether the means over the shifts lie within the tolerance of the paper's, in Markdown; or why that cannot be said."
+    "Whether the means over the shifts are within the tolerance of the paper's, in Markdown; or why one cannot say."
     reasons = incomparable(spec, runs, results, metric)
     if reasons: return f"Not measured against the paper: {'; '.join(reasons)}."
     metric, rows = find_metric(metric), []
     paper = published_figures(spec, metric).query("source == 'paper'").set_index("method")[AVERAGE]
-    ours, tolerance, fine = table(results, metric)["mean"][AVERAGE].dropna(), TOLERANCE[metric.name], replace(metric, digits=max(2, metric.digits))
+    ours, tolerance = table(results, metric)["mean"][AVERAGE].dropna(), TOLERANCE[metric.name]
+    fine = replace(metric, digits=max(2, metric.digits))
     unit, names = f" {metric.unit}" if metric.unit else "", titles(shown_methods(results))
     for name in ours.index.intersection(paper.index, sort=False):
         difference = ours[name] - paper[name]
         inside = "inside" if abs(difference) <= tolerance + 1e-12 else "**outside**"
-        rows.append([names[name], fine.show(ours[name]), fine.show(paper[name]), f"{fine.show_difference(difference)}{unit}",
-                     f"{inside} ±{metric.scale * tolerance:g}{unit}"])
-    return markdown(pd.DataFrame(rows, columns=["method", "mean over the shifts", "paper, as transcribed", "difference", "tolerance"]))
+        rows.append([names[name], fine.show(ours[name]), fine.show(paper[name]),
+                     f"{fine.show_difference(difference)}{unit}", f"{inside} ±{metric.scale * tolerance:g}{unit}"])
+    columns = ["method", "mean over the shifts", "paper, as transcribed", "difference", "tolerance"]
+    return markdown(pd.DataFrame(rows, columns=columns))

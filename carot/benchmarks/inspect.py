@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,8 +21,8 @@ from ..data import BadImage, BenchmarkSpec, Images, benchmark_spec
 from ..engine.log import Progress
 
 # %% auto #0
-__all__ = ['SetReport', 'unreadable_sample', 'judge', 'look_at_set', 'look_at_sets', 'sets_table', 'plain_text', 'Readable',
-           'scan']
+__all__ = ['SetReport', 'unreadable_sample', 'judge', 'look_at_set', 'count', 'look_at_sets', 'sets_table', 'plain_text',
+           'Readable', 'scan']
 
 # %% ../../nbs/2_benchmarks/06_inspect.ipynb #dd1bf30a
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class SetReport:
     expected: int | None = None  # None: nobody knows
     error: str = ""  # why training or evaluation cannot work with it, or would not be what it seems
     warning: str = ""
-    dataset: LabelledImages | None = None  # of PIL images
+    dataset: Images | None = None  # of PIL images
 
     @property
     def verdict(self) -> str:
@@ -60,13 +60,14 @@ def unreadable_sample(
     return ""
 
 def judge(
-    report: SetReport,
+    report: SetReport,  # `expected` may be known
+    images: LabelledImages,  # PIL images
     classes: int,  # how many it should have
     lenient: bool = False,  # fewer images are worth a warning only
 ) -> SetReport:
     "Fills in counts and verdict of a set that could be read."
-    present = len(np.unique(report.dataset.labels))
-    report.classes, report.images = f"{present}/{classes}", len(report.dataset)
+    present = len(np.unique(images.labels))
+    report.classes, report.images, report.dataset = f"{present}/{classes}", len(images), images
     problems = []
     if present < classes: problems.append(f"{classes - present} of {classes} classes have no image")
     more = report.images - (report.expected or report.images)
@@ -75,7 +76,7 @@ def judge(
     text = " and ".join(problems)
     if text and lenient and more <= 0: report.warning = f"{text}: results are not comparable"
     elif text: report.error = text
-    if bad := unreadable_sample(report.dataset): report.error = bad
+    if bad := unreadable_sample(images): report.error = bad
     return report
 
 # %% ../../nbs/2_benchmarks/06_inspect.ipynb #49909ccc
@@ -96,14 +97,24 @@ def look_at_set(
             warnings.simplefilter("always")
             place = folder()
             report.folder = os.path.relpath(place, root)
-            report.dataset = read(place)
-        judge(report, classes, lenient)
+            images = read(place)
+        judge(report, images, classes, lenient)
         if caught and not report.warning: report.warning = str(caught[0].message)
     except UserError as error: report.error = str(error)
     except OSError as error: report.error = f"cannot read {error.filename}: {error.strerror}"
     return report
 
 # %% ../../nbs/2_benchmarks/06_inspect.ipynb #ec7fe417
+def count(
+    name: str,  # of a set that was loaded
+    images: Images,  # PIL images
+    classes: int,  # how many it should have
+) -> SetReport:
+    "A set in which nothing can be missing."
+    labels = getattr(images, "labels", None)  # reading every image to know its label would take too long
+    present = "?" if labels is None else len(np.unique(labels))
+    return SetReport(name, "made by carot", f"{present}/{classes}", len(images), dataset=images)
+
 def look_at_sets(
     benchmark: str | BenchmarkSpec,  # a name, the path of a folder, or what stands for them
     root: str | Path | None = None,  # folder of a benchmark's files
@@ -117,10 +128,8 @@ def look_at_sets(
     if spec.inspect: return spec.inspect(Path(spec.path or root or ""), eval_sets)
     data = spec.load(root, None, None, eval_sets)
     classes = len(data.classnames)
-    chosen = {name: s.dataset for name, s in data.select(eval_sets).items()}
-    sets = cast(dict[str, LabelledImages], {"train": data.train, "val": data.val, **chosen})
-    return [SetReport(name, "made by carot", f"{len(np.unique(images.labels))}/{classes}", len(images), dataset=images)
-            for name, images in sets.items()]
+    sets = {"train": data.train, "val": data.val} | {name: s.dataset for name, s in data.select(eval_sets).items()}
+    return [count(name, images, len(data.classnames)) for name, images in sets.items()]
 
 # %% ../../nbs/2_benchmarks/06_inspect.ipynb #ff6f50be
 def sets_table(

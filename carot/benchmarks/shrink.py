@@ -186,10 +186,10 @@ def make_folders(root: Path, out: Path, train: str, classes: list[str]) -> None:
 
 # %% ../../nbs/2_benchmarks/10_shrink.ipynb #7ddd2d13
 def shrink_images(
-    root: str | Path,  # of a benchmark: has train/ or ILSVRC2012/train/
-    out: str | Path,  # the new root
-    shorter_side: int = 256,  # pixels
-    quality: int = 90,  # of the JPEGs
+    root: str | Path,  # folder with the training set in train/ or ILSVRC2012/train/
+    out: str | Path,  # new folder, to be used as root in its place; all but the training set are links
+    shorter_side: int = 256,  # pixels of the shorter side; smaller images stay as they are
+    quality: int = 90,  # of the JPEGs, 1 to 100
     workers: int = 4,  # processes
     *,
     shard_size: int = 5000,  # images in a tar

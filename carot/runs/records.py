@@ -30,9 +30,9 @@ from ..methods.base import Method, all_methods, find_method
 from .settings import Resolved, benchmark_folder, known_settings
 
 # %% auto #0
-__all__ = ['KEPT', 'Run', 'open_run', 'start_time', 'read_config', 'check_same', 'versions', 'git_commit', 'is_here', 'lock',
-           'unlock', 'RunFiles', 'recorded_method', 'read_run', 'state_of', 'as_settings', 'has_value', 'matches',
-           'check_select', 'all_runs', 'find_runs', 'mean_metric', 'summary']
+__all__ = ['KEPT', 'HELD', 'Run', 'open_run', 'start_time', 'read_config', 'check_same', 'versions', 'git_commit', 'is_here',
+           'lock', 'unlock', 'RunFiles', 'recorded_method', 'read_run', 'state_of', 'as_settings', 'has_value',
+           'matches', 'check_select', 'all_runs', 'find_runs', 'mean_metric', 'summary']
 
 # %% ../../nbs/4_runs/01_records.ipynb #69760f19
 KEPT = ("predictions", "student", "teacher")  # folders that git does not keep
@@ -138,25 +138,31 @@ def is_here(
     return not kept or any((path/name).is_dir() for name in kept)
 
 # %% ../../nbs/4_runs/01_records.ipynb #b97b5af0
+HELD: dict[Path, FileLock] = {}  # by this process
+
 def lock(
     path: Path,  # an existing directory
     patience: float = 10.0,  # seconds to wait for whoever holds it
 ) -> FileLock:
     "The right to write into a directory, held until the process ends. Raises `UserError` if another one has it."
-    held, holder = FileLock(path.absolute()/".lock", is_singleton=True, thread_local=False), path/".locked_by"
+    file, holder = path.absolute()/".lock", path/".locked_by"
+    held = HELD.get(file) or FileLock(file, thread_local=False)
     try: held.acquire(timeout=patience, poll_interval=0.1)
     except Timeout:
         who = f" ({holder.read_text()})" if holder.exists() else ""
         raise UserError(f"another process{who} is working in {path}") from None
     write_atomic(holder, f"pid {os.getpid()} on {platform.node()}")
+    HELD[file] = held  # or it would end with its last user
     return held
 
 def unlock(
     held: FileLock,
 ) -> None:
     "Gives the right back."
-    Path(held.lock_file).with_name(".locked_by").unlink(missing_ok=True)
+    file = Path(held.lock_file)
+    file.with_name(".locked_by").unlink(missing_ok=True)
     held.release(force=True)
+    HELD.pop(file, None)
 
 # %% ../../nbs/4_runs/01_records.ipynb #c37d78b6
 @dataclass
