@@ -33,8 +33,8 @@ from .methods.base import Method, Objective, Stage, Start, find_method, linear_h
 
 # %% auto #0
 __all__ = ['learning_rate', 'count_steps', 'whole_gradients', 'train_step', 'check_finite', 'recall_skipped', 'note_skipped',
-           'gather_indices', 'make_cut', 'make_loader', 'what_matters', 'Loop', 'train_stage', 'FineTuned',
-           'load_finetuned', 'train_stages', 'fine_tune']
+           'gather_indices', 'make_cut', 'what_matters', 'Loop', 'go_on', 'make_loader', 'prepare_step', 'make_step',
+           'record_step', 'save_if_due', 'train_stage', 'FineTuned', 'load_finetuned', 'train_stages', 'fine_tune']
 
 # %% ../nbs/1_method/06_train.ipynb #c85ac2fa
 def learning_rate(
@@ -178,20 +178,6 @@ def make_cut(
     accelerator.print(f"micro_batch_size=auto: {found or 'all'} images at once in a process")
     return replace(cut, micro_batch_size=found)
 
-# %% ../nbs/1_method/06_train.ipynb #da6fdef1
-def make_loader(
-    captioned: CaptionedImages,
-    cut: Cut,  # what of each batch this process loads
-    settings: Any,  # with the fields of `TrainSettings`
-    epoch: int,  # counted from 0
-    start: int,  # batches of the epoch that were trained on before an interruption
-    device: torch.device,
-) -> DataLoader:  # of images, captions, labels, indices
-    "This process's part of the rest of an epoch."
-    batches = ProcessBatches(EpochBatches(len(captioned), settings.batch_size, settings.seed, epoch, start), cut)
-    return DataLoader(captioned, batch_sampler=batches, num_workers=settings.workers, pin_memory=device.type == "cuda",
-                      worker_init_fn=outlive_signals)
-
 # %% ../nbs/1_method/06_train.ipynb #5a579306
 def what_matters(
     settings: Any,  # an instance of a method's settings
@@ -203,66 +189,28 @@ def what_matters(
     return {name: getattr(settings, name) for name in known} | {"lr": lr}
 
 # %% ../nbs/1_method/06_train.ipynb #695d2a25
-@dataclass
 class Loop:
     "Training of one stage: where it is, and what a step takes."
-    stage: Stage
-    captioned: CaptionedImages  # the training set
-    tokenizer: Callable
-    settings: Any  # with the fields of `TrainSettings`
-    accelerator: Accelerator
-    out: Path | None  # the run's directory; None: nothing is written
-    step: int = field(init=False)  # optimizer steps done
-
-    def __post_init__(self):
-        self.objective, self.lr = self.stage.objective, self.settings.lr if self.stage.lr is None else self.stage.lr
-        self.per_epoch = -(-len(self.captioned) // self.settings.batch_size)
-        self.total = self.settings.epochs * self.per_epoch
-        self.optimizer = self.accelerator.prepare_optimizer(torch.optim.AdamW(
-            self.objective.trained(), lr=self.lr, weight_decay=self.settings.weight_decay,
-            fused=self.accelerator.device.type != "mps"))
-        self.cut = make_cut(self.objective, self.captioned, self.tokenizer, self.accelerator, self.settings)
-        self.saved = "and saved at" if self.out else "and, without `out`, not saved after"
-        self.go_on()
-
-    @property
-    def checkpoint(self):
-        "What a checkpoint is made of."
-        return what_matters(self.settings, self.lr), self.objective, self.optimizer, self.accelerator.scaler
-
-    def go_on(self) -> None:
-        "Load the newest checkpoint, if there is one, and open the log behind it."
-        self.step = load_checkpoint(self.out/"checkpoints"/self.stage.name, *self.checkpoint) if self.out else 0
-        recall_skipped(self.captioned, self.step, self.out)
-        self.accelerator.wait_for_everyone()  # all have read what the main process will write from now on
-        if not self.accelerator.is_main_process: self.out = None
-        self.log = StepLog(self.out and self.out/"train.tsv", self.stage.name, self.objective.terms)
-        self.log.keep(self.step)
-        self.rhythm = Rhythm(self.settings.checkpoint_every, self.settings.checkpoint_minutes)
-
-    def batches(self, epoch: int) -> DataLoader:
-        "The rest of an epoch, counted from 0."
-        return make_loader(self.captioned, self.cut, self.settings, epoch, self.step % self.per_epoch,
-                           self.accelerator.device)
-
-    def prepare(self, epoch: int, indices: torch.Tensor) -> float:
-        "Before a step: broken images, random numbers, learning rate."
-        note_skipped(self.captioned, gather_indices(self.accelerator, indices, self.captioned), self.out)
-        torch.manual_seed(sample_seeds(self.settings.seed, epoch, self.step)[0] + self.cut.index)
-        rate = learning_rate(self.step, self.lr, self.settings.warmup_steps, self.total)
-        for group in self.optimizer.param_groups: group["lr"] = rate
-        return rate
-
-    def make_step(self, epoch: int, batch: tuple) -> dict[str, float]:
-        "One optimizer step and what follows it; loss, terms and learning rate."
-        images, captions, labels, indices = batch
-        rate, device = self.prepare(epoch, indices), self.accelerator.device
-        batch = tuple(part.to(device, non_blocking=True) for part in (images, self.tokenizer(captions), labels))
-        def check(values): check_finite(values, self.step + 1, rate, self.captioned, indices, self.out)
-        values = train_step(self.objective, self.optimizer, self.accelerator, batch, self.step, check, self.cut,
-                            self.size)
-        self.step += 1
-        return {"lr": rate, **values, **self.objective.after_step(self.step)}
+    def __init__(
+        self,
+        stage: Stage,
+        captioned: CaptionedImages,  # the training set
+        tokenizer: Callable,
+        settings: Any,  # with the fields of `TrainSettings`
+        accelerator: Accelerator,
+        out: Path | None,  # the run's directory; None: nothing is written
+    ):
+        self.stage, self.captioned, self.tokenizer = stage, captioned, tokenizer
+        self.settings, self.accelerator, self.out = settings, accelerator, out
+        self.objective, self.lr = stage.objective, settings.lr if stage.lr is None else stage.lr
+        self.per_epoch = -(-len(captioned) // settings.batch_size)
+        self.total = settings.epochs * self.per_epoch
+        self.optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(
+            self.objective.trained(), lr=self.lr, weight_decay=settings.weight_decay,
+            fused=accelerator.device.type != "mps"))
+        self.cut = make_cut(self.objective, captioned, tokenizer, accelerator, settings)
+        self.rhythm = Rhythm(settings.checkpoint_every, settings.checkpoint_minutes)
+        self.step = 0  # optimizer steps done
 
     @property
     def size(self) -> int:
@@ -270,17 +218,84 @@ class Loop:
         done = self.step % self.per_epoch * self.settings.batch_size
         return min(self.settings.batch_size, len(self.captioned) - done)
 
-    def record(self, epoch: int, values: dict[str, float], size: int, seconds: float) -> None:
-        "The step in the log and in a tracker, if there is one."
-        self.accelerator.log({f"{self.stage.name}/{name}": value for name, value in values.items()}, step=self.step)
-        self.log.add(step=self.step, epoch=epoch + 1, **values, pairs_per_second=round(size / seconds, 1))
+    def checkpoint(self) -> tuple:
+        "What a checkpoint is made of."
+        return what_matters(self.settings, self.lr), self.objective, self.optimizer, self.accelerator.scaler
 
-    def save(self, stopping: bool) -> None:
-        "A checkpoint, if it is time."
-        if not self.out or not (stopping or self.step % self.per_epoch == 0 or self.rhythm.due(self.step)): return
-        self.log.sync()
-        save_checkpoint(self.out/"checkpoints"/self.stage.name, self.step, *self.checkpoint)
-        self.rhythm.written()
+# %% ../nbs/1_method/06_train.ipynb #009d334d
+def go_on(
+    loop: Loop,
+) -> None:
+    "Load the newest checkpoint, if there is one, and open the log behind it."
+    folder, accelerator = loop.out and loop.out/"checkpoints"/loop.stage.name, loop.accelerator
+    loop.step = load_checkpoint(folder, *loop.checkpoint()) if folder else 0
+    recall_skipped(loop.captioned, loop.step, loop.out)
+    accelerator.wait_for_everyone()  # all have read what the main process will write from now on
+    if not accelerator.is_main_process: loop.out = None
+    loop.log = StepLog(loop.out and loop.out/"train.tsv", loop.stage.name, loop.objective.terms)
+    loop.log.keep(loop.step)
+
+# %% ../nbs/1_method/06_train.ipynb #da6fdef1
+def make_loader(
+    loop: Loop,
+    epoch: int,  # counted from 0
+) -> DataLoader:  # of images, captions, labels, indices
+    "This process's part of the rest of an epoch."
+    settings, start = loop.settings, loop.step % loop.per_epoch  # batches of it that were trained on before
+    batches = EpochBatches(len(loop.captioned), settings.batch_size, settings.seed, epoch, start)
+    return DataLoader(loop.captioned, batch_sampler=ProcessBatches(batches, loop.cut), num_workers=settings.workers,
+                      pin_memory=loop.accelerator.device.type == "cuda", worker_init_fn=outlive_signals)
+
+# %% ../nbs/1_method/06_train.ipynb #4c7c5a20
+def prepare_step(
+    loop: Loop,
+    epoch: int,  # counted from 0
+    indices: torch.Tensor,  # of the batch
+) -> float:  # the learning rate
+    "Broken images, random numbers, learning rate."
+    note_skipped(loop.captioned, gather_indices(loop.accelerator, indices, loop.captioned), loop.out)
+    torch.manual_seed(sample_seeds(loop.settings.seed, epoch, loop.step)[0] + loop.cut.index)
+    rate = learning_rate(loop.step, loop.lr, loop.settings.warmup_steps, loop.total)
+    for group in loop.optimizer.param_groups: group["lr"] = rate
+    return rate
+
+# %% ../nbs/1_method/06_train.ipynb #8fd16bd9
+def make_step(
+    loop: Loop,
+    epoch: int,  # counted from 0
+    batch: tuple,  # images, captions, labels, indices, as loaded
+) -> dict[str, float]:  # learning rate, loss, terms, and what the objective tells afterwards
+    "One optimizer step and what follows it."
+    images, captions, labels, indices = batch
+    rate, device = prepare_step(loop, epoch, indices), loop.accelerator.device
+    batch = tuple(part.to(device, non_blocking=True) for part in (images, loop.tokenizer(captions), labels))
+    def check(values): check_finite(values, loop.step + 1, rate, loop.captioned, indices, loop.out)
+    values = train_step(loop.objective, loop.optimizer, loop.accelerator, batch, loop.step, check, loop.cut, loop.size)
+    loop.step += 1
+    return {"lr": rate, **values, **loop.objective.after_step(loop.step)}
+
+# %% ../nbs/1_method/06_train.ipynb #102b428f
+def record_step(
+    loop: Loop,
+    epoch: int,  # counted from 0
+    values: dict[str, float],  # from `make_step`
+    speed: float,  # pairs per second
+) -> None:
+    "The step in the log and in a tracker, if there is one."
+    named = {f"{loop.stage.name}/{name}": value for name, value in values.items()}
+    loop.accelerator.log(named, step=loop.step)
+    loop.log.add(step=loop.step, epoch=epoch + 1, **values, pairs_per_second=round(speed, 1))
+
+# %% ../nbs/1_method/06_train.ipynb #d81a99a8
+def save_if_due(
+    loop: Loop,
+    stopping: bool,  # whether a signal asks for the end
+) -> None:
+    "A checkpoint at the end of an epoch, when its time has come, or now."
+    if not loop.out or not (stopping or loop.step % loop.per_epoch == 0 or loop.rhythm.due(loop.step)): return
+    loop.log.sync()
+    save_checkpoint(loop.out/"checkpoints"/loop.stage.name, loop.step, *loop.checkpoint())
+    loop.rhythm.written()
 
 # %% ../nbs/1_method/06_train.ipynb #ed9e6cc9
 @stoppable
@@ -296,7 +311,9 @@ def train_stage(
     stop: StopSignals,  # by `stoppable`
 ) -> list[dict]:  # the log
     "Train an objective. If `out` has a checkpoint of this stage, go on from it. A signal raises `Stopped`."
+    saved = "and saved at" if out else "and, without `out`, not saved after"
     loop = Loop(stage, captioned, tokenizer, settings, accelerator, out)
+    go_on(loop)
     bar = Progress(total=loop.total, initial=loop.step, desc=stage.name, unit="step",
                    disable=not accelerator.is_main_process)
     if on_epoch and loop.step and loop.step % loop.per_epoch == 0:  # it may have been killed in the middle of this
@@ -304,17 +321,17 @@ def train_stage(
     for epoch in range(loop.step // loop.per_epoch, settings.epochs):
         stage.objective.train()
         began = time.perf_counter()
-        for batch in stop.watch(loop.batches(epoch)):
-            size, values = loop.size, loop.make_step(epoch, batch)
-            loop.record(epoch, values, size, time.perf_counter() - began)
+        for batch in stop.watch(make_loader(loop, epoch)):
+            size, values = loop.size, make_step(loop, epoch, batch)
+            record_step(loop, epoch, values, size / (time.perf_counter() - began))
             bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
             bar.update()
             stopping = in_any_process(accelerator, bool(stop.asked))
-            loop.save(stopping)
+            save_if_due(loop, stopping)
             if stopping:
                 bar.close()
                 accelerator.wait_for_everyone()  # a launcher ends all processes when the first one leaves
-                stop.leave(f"{loop.saved} step {loop.step} of {loop.total}")
+                stop.leave(f"{saved} step {loop.step} of {loop.total}")
             began = time.perf_counter()
         stage.objective.train(False)
         if on_epoch: on_epoch(epoch + 1, loop.log.rows)

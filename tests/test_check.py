@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,17 +14,18 @@ from fake_imagenet import WNIDS, write_images, write_tree
 from PIL import Image
 from test_runs import write_notebook
 
-from carot.runs import check
-from carot.runs import estimate
-from carot.benchmarks import imagenet
 from carot import commands
-from carot.runs import jobs
-from carot.runs import settings
-from carot.clip import build_clip, save_clip
+from carot.benchmarks import imagenet
 from carot.cli import main
+from carot.clip import build_clip, load_clip, save_clip
 from carot.core import UserError
+from carot.data import benchmark_spec, load_benchmark
+from carot.engine.devices import make_accelerator
+from carot.runs import check, estimate, jobs
+from carot.runs.settings import parameters_cell, resolve
 
-COUNTS = {"train": 2000, "ImageNet": 1000, "ImageNetV2": 1000, "ImageNetR": 200, "ImageNetA": 200, "ImageNetSketch": 1000, "ObjectNet": 226}
+COUNTS = {"train": 2000, "ImageNet": 1000, "ImageNetV2": 1000, "ImageNetR": 200, "ImageNetA": 200,
+          "ImageNetSketch": 1000, "ObjectNet": 226}
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +37,16 @@ def tree(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def counts(monkeypatch): monkeypatch.setattr(imagenet, "IMAGES", COUNTS)
+def counts(monkeypatch):
+    for name, n in COUNTS.items(): monkeypatch.setitem(imagenet.SETS, name, replace(imagenet.SETS[name], images=n))
 
 
 def carot(*words):
     "Exit code, output and errors of a command."
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         code = main([str(word) for word in words])
-    return code, out.getvalue(), "".join(line + "\n" for line in err.getvalue().splitlines() if line.startswith(("carot:", "Traceback")))
+    lines = [line for line in err.getvalue().splitlines() if line.startswith(("carot:", "Traceback"))]
+    return code, out.getvalue(), "".join(f"{line}\n" for line in lines)
 
 
 def test_a_whole_imagenet(tree):
@@ -266,8 +270,8 @@ def test_weights_memory_and_disk(tmp_path, tiny, monkeypatch):
     (broken/"open_clip_model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0notjson!")
     code, _, err = carot(*words, "--model", broken)
     assert code == 2 and err.count("\n") == 1 and "is not a checkpoint of this model" in err
-    monkeypatch.setattr(check.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    monkeypatch.setattr(check.psutil, "virtual_memory", lambda: type("memory", (), {"available": 1000}))
+    monkeypatch.setattr(estimate.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(estimate.psutil, "virtual_memory", lambda: type("memory", (), {"available": 1000}))
     code, _, err = carot(*words, "--model", tiny)
     assert code == 2 and [line.split(": ")[2] for line in err.splitlines()] == ["memory", "disk"]
     def too_large(*_): raise torch.OutOfMemoryError("CUDA out of memory")
@@ -275,64 +279,78 @@ def test_weights_memory_and_disk(tmp_path, tiny, monkeypatch):
     assert "micro_batch_size=auto takes as many as do" in carot(*words, "--model", tiny)[2]
 
 
-def test_activations_are_counted(tiny):
+def test_activations_are_counted():
     "A hand count for one linear layer: what the backward pass needs is the input, once."
-    from carot.data import load_benchmark
-    from carot.clip import load_clip
     clip, train, transform, tokenizer = load_clip("glyphs")
     glyphs = load_benchmark("glyphs", transform=transform, train_transform=train)
-    parameters, _ = settings.resolve({"method": "lp", "device": "cpu"})
-    step = estimate.time_step(clip, tokenizer, glyphs, parameters, 32)
+    stage, = estimate.make_stages(resolve({"method": "lp", "device": "cpu"}), clip, tokenizer, glyphs)
+    images, captions, labels, _ = estimate.load_batch(glyphs, 32)
+    step = estimate.time_step(stage, make_accelerator("cpu"), (images, tokenizer(captions), labels))
     width = clip.encode_image(torch.zeros(1, 3, 32, 32)).shape[1]
     head = (width + 1) * len(glyphs.classnames)
-    assert step.fixed == 4 * (sum(p.numel() for p in clip.parameters()) + head) + 12 * head
+    assert step.fixed == 4 * (sum(p.numel() for p in clip.parameters()) + head) + 12 * head and step.trained == 4 * head
     features, scores, target = 4 * 32 * width, 4 * 32 * len(glyphs.classnames), 8 * 32
     assert features + scores <= step.activations <= features + 2 * scores + 2 * target + 64
 
 
+@pytest.mark.parametrize("method, again, copies", [("lp", 1, 1), ("ft", 1, 1), ("flyp", 4 / 3, 1), ("carot", 5 / 4, 2)])
+def test_what_an_objective_costs_is_asked_of_it(method, again, copies, tiny_clip, toy):
+    "A pass more where features are cached, a copy of the weights for a teacher."
+    tokenizer = load_clip("glyphs")[3]
+    stages = estimate.make_stages(resolve({"method": method, "device": "cpu"}), tiny_clip, tokenizer, toy)
+    found = estimate.measure_with(4, stages, tiny_clip, lambda texts: tokenizer(texts)[:, :12], toy, make_accelerator("cpu"))
+    weights = estimate.nbytes([tiny_clip])
+    assert found.steps[-1].again == again and weights * copies <= found.steps[-1].kept < weights * (copies + 0.5)
+
+
 def zero_shot_standin(path):
     "A run notebook that trains nothing; its zero-shot accuracies are those in the file `accuracy.json`."
-    kinds = {k: "str" if v is None else type(v).__name__ for k, v in settings.PAPER.items()}
-    return write_notebook(path, "\n".join(f"{name}: {kind} = None  # what {name} is" for name, kind in kinds.items()), f"""\
+    return write_notebook(path, parameters_cell(), f"""\
 import json
 from pathlib import Path
 from carot.runs.records import open_run
-from carot.runs.settings import resolve
-run = open_run(*resolve({{k: globals()[k] for k in {list(kinds)!r}}}), steps=3)
-rows = [(name, name == "ImageNet", 10, metric, value) for name, value in json.loads(Path({str(path.parent/'accuracy.json')!r}).read_text()).items()
-        for metric in ("accuracy", "ece")]
-(run.path/"metrics.tsv").write_text("\\n".join("\\t".join(map(str, row)) for row in [("set", "id", "n", "metric", "value"), *rows]))
+from carot.runs.settings import asked_in, resolve
+run = open_run(resolve(asked_in(globals())), steps=3)
+accuracy = json.loads(Path({str(path.parent/'accuracy.json')!r}).read_text())
+rows = [("set", "id", "n", "metric", "value")]
+rows += [(name, name == "ImageNet", 10, metric, v) for name, v in accuracy.items() for metric in ("accuracy", "ece")]
+(run.path/"metrics.tsv").write_text("\\n".join("\\t".join(map(str, row)) for row in rows))
 run.finish(seconds={{"total": 1.0}})""")
 
 
 def test_preflight(tree, tmp_path, monkeypatch):
     "Nothing is trained on wrong data or on a model whose zero-shot accuracy is off; --no-preflight does it all the same."
     notebook = zero_shot_standin(tmp_path/"run.ipynb")
-    monkeypatch.setattr(commands, "report", lambda *_, **__: None)
-    published = check.published_accuracy("ViT-B-16", "openai")
+    monkeypatch.setattr(commands, "make_report", lambda *_, **__: None)
+    published = benchmark_spec("imagenet").zero_shot("ViT-B-16", "openai")
     assert published["ImageNet"] == 0.6834 and len(published) == 6
     data, logs = relink(tree, tmp_path/"data", "imagenet-r"), tmp_path/"logs"
     def reproduce(**more):
-        return commands.reproduce(["ft"], notebook=notebook, benchmark="imagenet", out=str(logs), **{"root": str(data)} | more)
+        return commands.reproduce("ft", notebook=notebook, benchmark="imagenet", out=str(logs), **{"root": str(data)} | more)
     with pytest.raises(UserError, match="ImageNetR: ImageNetR is not in .*--no-preflight"): reproduce()
     assert not logs.exists()
     sets = "ImageNet,ObjectNet"
-    (tmp_path/"accuracy.json").write_text(json.dumps({"ImageNet": published["ImageNet"], "ObjectNet": published["ObjectNet"] - 0.016}))
+    low = published["ObjectNet"] - 0.016
+    (tmp_path/"accuracy.json").write_text(json.dumps({"ImageNet": published["ImageNet"], "ObjectNet": low}))
     with pytest.raises(UserError, match="ObjectNet 53.7 % instead of 55.3 %"): reproduce(eval_sets=sets)
     zero_shot, = logs.rglob("metrics.tsv")
     assert zero_shot.parts[-3] == "zs" and not list(logs.rglob("ft"))
     made = []
-    monkeypatch.setattr(jobs, "run_all", lambda notebook, jobs, at_once, timeout=None: made.extend(map(str, jobs)) or 0)
+    def pretend(notebook, jobs, *_, **__): return made.extend(map(str, jobs)) or 0
+    for module in (check, jobs): monkeypatch.setattr(module, "run_all", pretend)
     assert reproduce(eval_sets=sets, preflight=False) == 0 and len(made) == 1 and made[0].startswith("ft")
-    zero_shot.write_text(zero_shot.read_text().replace(str(published["ObjectNet"] - 0.016), str(published["ObjectNet"] - 0.014)))
+    zero_shot.write_text(zero_shot.read_text().replace(str(low), str(published["ObjectNet"] - 0.014)))
     assert reproduce(eval_sets=sets, lr=1e-4) == 0 and [name[:2] for name in made] == ["ft", "zs", "ft"]
-    assert reproduce(eval_sets=sets, model="ViT-B-32") == 0 and [name[:2] for name in made[3:]] == ["ft"]  # there is no published row
+    assert reproduce(eval_sets=sets, model="ViT-B-32") == 0
+    assert [name[:2] for name in made[3:]] == ["ft"]  # there is no published row
     made.clear()
     # the command stops in the same way; other weights have no published row: for them the data are all that is looked at
     code, _, err = carot("run", "--method", "ft", "--benchmark", "imagenet", "--root", data, "--out", logs)
     assert code == 2 and err.count("\n") == 1 and "ImageNetR is not in" in err and not made
-    assert carot("run", "--method", "ft", "--benchmark", "imagenet", "--root", data, "--out", logs, "--no-preflight")[0] == 0 and len(made) == 1
-    assert check.published_accuracy("ViT-B-32", "openai") == check.published_accuracy("glyphs", None) == {}
+    words = ["run", "--method", "ft", "--benchmark", "imagenet", "--root", data, "--out", logs]
+    assert carot(*words, "--no-preflight")[0] == 0 and len(made) == 1
+    zero_shot = benchmark_spec("imagenet").zero_shot
+    assert zero_shot("ViT-B-32", "openai") == zero_shot("glyphs", None) == {}
 
 
 NEEDS = {("predict",): "needs --checkpoint", ("predict", "--checkpoint", "x"): "needs --images", ("predict", "--checkpoint", "x", "--images", "y"): "",

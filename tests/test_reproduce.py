@@ -1,6 +1,8 @@
 """The command as a user gives it: the whole comparison in small, killed, repeated, from a wheel."""
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,8 @@ SMALL = ["--epochs", "2", "--eval-sets", "Glyphs,GlyphsV2"]
 
 
 def carot(*words, cwd, **env):
-    return subprocess.run([sys.executable, "-m", "carot.cli", *words], cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "carot", *words]
+    return subprocess.run(command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=300)
 
 def stats(out): return {str(f.relative_to(out).parent): f.read_bytes() for f in sorted(Path(out).rglob("stats.tsv"))}
 
@@ -36,20 +39,35 @@ def test_prints_tables_and_files(finished):
 def test_run_directory_is_complete(finished):
     runs = {p.parent.name: p for p in (finished[0]/"expt_logs"/"glyphs").glob("*/*") if (p/"config.json").exists()}
     assert sorted(runs) == ["carot", "lp", "zs"]
-    assert runs["carot"].name == "epochs=2,eval_sets=Glyphs_GlyphsV2-" + runs["carot"].name.split("-")[1].split(",")[0] + ",seed=1"
+    assert re.fullmatch(r"epochs=2,eval_sets=Glyphs_GlyphsV2-[0-9a-f]{8},seed=1", runs["carot"].name)
     have = {str(f.relative_to(runs["carot"])) for f in runs["carot"].rglob("*") if f.is_file()}
-    assert have >= {"run.ipynb", "config.json", "stats.tsv", "train.tsv", "metrics.tsv", "predictions/Glyphs.safetensors", "predictions/val.safetensors",
-                    "student/open_clip_config.json", "student/open_clip_model.safetensors", "teacher/open_clip_model.safetensors"}
+    assert have >= {"run.ipynb", "config.json", "stats.tsv", "train.tsv", "metrics.tsv",
+                    "predictions/Glyphs.safetensors", "predictions/val.safetensors", "student/open_clip_config.json",
+                    "student/open_clip_model.safetensors", "teacher/open_clip_model.safetensors"}
     assert not [f for f in have if "optimizer" in f or "checkpoint" in f]
     config = json.loads((runs["carot"]/"config.json").read_text())
-    assert config["complete"] and config["parameters"]["epochs"] == 2 and {"versions", "git", "hardware", "started", "seconds"} <= config.keys()
+    assert config["complete"] and config["parameters"]["epochs"] == 2
+    assert {"versions", "git", "hardware", "started", "seconds"} <= config.keys()
     header = (runs["carot"]/"stats.tsv").read_text().splitlines()[0].split("\t")
-    assert header == ["", "epoch", *(f"{s} {m}" for s in ("Glyphs", "GlyphsV2") for m in ("Accuracy", "ECE", "batched ECE")), "Avg ID carot Loss"]
+    columns = [f"{s} {m}" for s in ("Glyphs", "GlyphsV2") for m in ("Accuracy", "ECE", "batched ECE")]
+    assert header == ["", "epoch", *columns, "Avg ID carot Loss"]
 
 def test_again_does_nothing(finished):
-    before = {f: f.stat().st_mtime_ns for f in finished[0].rglob("*") if f.is_file() and "report" not in f.parts}
+    def times():
+        return {f: f.stat().st_mtime_ns for f in finished[0].rglob("*") if f.is_file() and "report" not in f.parts}
+    before = times()
     assert carot("reproduce", "--methods", "zs,lp,carot", *SMALL, cwd=finished[0]).returncode == 0
-    assert before == {f: f.stat().st_mtime_ns for f in finished[0].rglob("*") if f.is_file() and "report" not in f.parts}
+    assert before == times()
+
+def test_the_report_shows_what_was_asked_for(finished):
+    "Other methods and seeds in the folder are neither in the tables nor in the figures."
+    import pandas as pd
+    assert carot("reproduce", "--methods", "zs,lp", *SMALL, cwd=finished[0]).returncode == 0
+    assert carot("run", "--method", "lp", "--seed", "2", *SMALL, cwd=finished[0]).returncode == 0
+    printed = carot("reproduce", "--methods", "zs,lp", *SMALL, cwd=finished[0]).stdout
+    results = pd.read_csv(finished[0]/"expt_logs"/"glyphs"/"report"/"results.tsv", sep="\t")
+    assert set(results.method) == {"zs", "lp"} and results[results.method == "lp"].run.nunique() == 1
+    assert "| LP        | 1 " in printed and "CaRot" not in printed
 
 def test_logits_give_the_logged_metrics(finished):
     import pandas as pd
@@ -60,10 +78,11 @@ def test_logits_give_the_logged_metrics(finished):
     pd.testing.assert_series_equal(logged.sort_index(), again.sort_index(), rtol=1e-12)
 
 def test_killed_at_any_moment_ends_the_same(finished, tmp_path):
-    "kill -9 of the whole command at growing delays until it gets through; the results are those of the uninterrupted one."
+    "kill -9 of the whole command at growing delays until it gets through; results are those of the uninterrupted one."
+    command = [sys.executable, "-m", "carot", "reproduce", "--methods", "zs,lp,carot", *SMALL]
     for delay in (4, 7, 9, 11, 13, 300):
-        process = subprocess.Popen([sys.executable, "-m", "carot.cli", "reproduce", "--methods", "zs,lp,carot", *SMALL], cwd=tmp_path,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                   start_new_session=True)
         try:
             code = process.wait(delay)
             break
@@ -72,11 +91,13 @@ def test_killed_at_any_moment_ends_the_same(finished, tmp_path):
             process.wait()
             time.sleep(0.2)
     assert code == 0, process.stderr.read().decode()
-    assert stats(tmp_path/"expt_logs"/"glyphs") == stats(finished[0]/"expt_logs"/"glyphs") and len(stats(tmp_path)) == 3
+    expected = {run: text for run, text in stats(finished[0]/"expt_logs"/"glyphs").items() if "seed=1" in run}
+    assert stats(tmp_path/"expt_logs"/"glyphs") == expected and len(expected) == 3
 
 def test_two_at_once(tmp_path):
-    words = [sys.executable, "-m", "carot.cli", "run", "--method", "ft", "--epochs", "3", "--eval-sets", "Glyphs"]
-    both = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    words = [sys.executable, "-m", "carot", "run", "--method", "ft", "--epochs", "3", "--eval-sets", "Glyphs"]
+    both = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)]
     said = [p.communicate(timeout=300) for p in both]
     codes = sorted(p.returncode for p in both)
     assert codes in ([0, 2], [0, 0]), said  # the second waits a moment: it may find the run complete
@@ -84,12 +105,47 @@ def test_two_at_once(tmp_path):
     assert len(stats(tmp_path)) == 1
 
 def test_from_a_wheel_outside_the_clone(tmp_path):
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT], check=True)
+    build = ["--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", *build], check=True)
     zipfile.ZipFile(next(tmp_path.glob("carot-*.whl"))).extractall(tmp_path/"site")
+    shipped = {str(f.relative_to(tmp_path/"site"/"carot")) for f in (tmp_path/"site"/"carot").rglob("*")}
+    modules = {str(f.relative_to(ROOT/"carot")) for f in ROOT.glob("carot/**/*.py")}
+    assert shipped >= modules | {"py.typed", "weights/glyphs/open_clip_model.safetensors", "notebooks/reproduce.ipynb"}
     (tmp_path/"elsewhere").mkdir()
-    code = "import carot, sys; assert 'site' in carot.__file__, carot.__file__; from carot.cli import main; sys.exit(main())"
-    result = subprocess.run([sys.executable, "-c", code, "reproduce", "--methods", "zs", "--eval-sets", "Glyphs"], cwd=tmp_path/"elsewhere",
-                            env=os.environ | {"PYTHONPATH": str(tmp_path/"site")}, capture_output=True, text=True, timeout=300)
+    code = "import carot, sys; assert 'site' in carot.__file__; from carot.cli import main; sys.exit(main())"
+    words = [sys.executable, "-c", code, "reproduce", "--methods", "zs", "--eval-sets", "Glyphs"]
+    result = subprocess.run(words, cwd=tmp_path/"elsewhere", env=os.environ | {"PYTHONPATH": str(tmp_path/"site")},
+                            capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert (tmp_path/"elsewhere"/"expt_logs"/"glyphs"/"report"/"report.ipynb").exists()
     assert (tmp_path/"site"/"carot"/"reported"/"reported.tsv").exists()
+
+def test_an_editable_install_works_from_the_parent_folder(tmp_path):
+    "There the clone's folder is called like the package, and must not be taken for it."
+    clone, site = tmp_path/"carot", tmp_path/"site"
+    for folder in ("carot", "nbs/runs", "expt_logs/reported"):
+        shutil.copytree(ROOT/folder, clone/folder, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb"))
+    for name in ("setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT/name, clone)
+    install = ["--no-deps", "--no-build-isolation", "--target", site, "-e", clone]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *install], check=True)
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    code = f"""\
+import site, sys
+site.addsitedir({str(site)!r})
+sys.path += {packages!r}  # without the .pth file of the clone that is tested
+import carot.clip
+print(carot.clip.__file__)"""
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == str(clone/"carot"/"clip.py"), done.stderr
+
+IGNORED = ["expt_logs/glyphs/ft/seed=1/stats.tsv", "expt_logs/my/report/report.ipynb", "nbs/runs/expt_logs/glyphs/x",
+           "expt_logs/reference/glyphs/ft/seed=1/student/x", "expt_logs/reference/glyphs/ft/seed=2/run.ipynb"]
+TRACKED = ["expt_logs/reported/reported.tsv", "expt_logs/reference/glyphs/ft/seed=1/stats.tsv",
+           "expt_logs/reference/glyphs/ft/seed=1/run.ipynb", "expt_logs/reference/glyphs/report/report.ipynb"]
+
+@pytest.mark.skipif(not (ROOT/".git").exists(), reason="not a clone")
+def test_results_made_in_a_clone_leave_git_status_clean():
+    command = ["git", "check-ignore", "-q", "--no-index"]
+    def ignored(path): return subprocess.run([*command, path], cwd=ROOT).returncode == 0
+    assert all(map(ignored, IGNORED)) and not any(map(ignored, TRACKED))

@@ -30,7 +30,8 @@ print("this is", run.path.name)
 if (lr, epochs) == (0.1, 1): raise ArithmeticError("the loss is not finite")
 if (lr, epochs) == (0.2, 2): time.sleep(3600)
 value = 0.8 - lr + 0.01 * epochs
-rows = [("set", "id", "n", "metric", "value"), ("Test", True, 100, "accuracy", value), ("Dark", False, 100, "accuracy", value - 0.2)]
+rows = [("set", "id", "n", "metric", "value"), ("Test", True, 100, "accuracy", value),
+        ("Dark", False, 100, "accuracy", value - 0.2)]
 if not run.complete:
     write_atomic(run.path/"metrics.tsv", "".join("\\t".join(map(str, row)) + "\\n" for row in rows))
     run.finish(seconds={"total": 0.1})"""
@@ -45,33 +46,38 @@ def notebook(tmp_path, monkeypatch):
 
 
 def command(*words):
-    return subprocess.Popen([sys.executable, "-m", "carot.cli", "sweep", "run.ipynb", "--out", "logs", "--name", "rates", *words], text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    carot = [sys.executable, "-m", "carot.cli", "sweep", "run.ipynb", "--out", "logs", "--name", "rates"]
+    return subprocess.Popen([*carot, *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def test_twelve_runs_a_crash_a_hang_and_a_kill(notebook, tmp_path):
     "Ends with ten results and two named failures, and makes nothing twice."
     process = command("--grid", GRID, "--jobs", "3", "--timeout", "0.6")
-    complete = lambda: [run for run in (tmp_path/"logs"/"glyphs"/"ft").glob("*") if (run/"metrics.tsv").exists()]
+    def complete(): return [run for run in (tmp_path/"logs"/"glyphs"/"ft").glob("*") if (run/"metrics.tsv").exists()]
     assert wait(lambda: len(complete()) >= 3, 90)
     started = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
-    assert started and wait(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in started), 20)
+    def lives(child): return child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+    assert started and wait(lambda: not any(map(lives, started)), 20)
     before = {file: file.stat().st_mtime_ns for run in complete() for file in run.glob("metrics.tsv")}
     assert 3 <= len(before) < 12
 
     process = command("--grid", GRID, "--jobs", "3", "--timeout", "0.6")
     out, err = process.communicate(timeout=150)
-    assert process.returncode == 1 and "10 of 12 runs are complete; 2 failed" in out and out.count("(was there)") >= len(before) - 3
+    assert process.returncode == 1 and "10 of 12 runs are complete; 2 failed" in out
+    assert out.count("(was there)") >= len(before) - 3
     assert {file: file.stat().st_mtime_ns for file in before} == before
     folder = tmp_path/"logs"/"glyphs"/"sweeps"/"rates"
-    results, failures = load_sweep(folder), pd.read_csv(folder/"failures.tsv", sep="\t").sort_values("lr")
+    results = load_sweep(folder)
+    failures = pd.read_csv(folder/"failures.tsv", sep="\t").sort_values("lr")
     assert results.run.nunique() == 10 and len(results) == 20
-    assert all(abs(row.value - (0.8 - row.lr - 0.2 * (not row.id) + 0.01 * row.epochs)) < 1e-9 for row in results.itertuples())
+    for row in results.itertuples():
+        assert abs(row.value - (0.8 - row.lr - 0.2 * (not row.id) + 0.01 * row.epochs)) < 1e-9
     assert failures[["lr", "epochs"]].values.tolist() == [[0.1, 1], [0.2, 2]]
-    assert failures.error.tolist()[1] == "stopped after 0.6 minutes, its timeout" and "the loss is not finite" in failures.error.tolist()[0]
+    assert "the loss is not finite" in failures.error.tolist()[0]
+    assert failures.error.tolist()[1] == "stopped after 0.6 minutes, its timeout"
     for row in failures.itertuples():
         log = (tmp_path/row.log).read_text()
         assert f"this is {os.path.basename(row.run)}" in log and row.error in err
@@ -99,7 +105,7 @@ def test_over_a_method_of_ones_own(notebook, tmp_path, monkeypatch):
     (tmp_path/"hinge_sweep.py").write_text(METHOD)
     monkeypatch.syspath_prepend(tmp_path)
     made = make_sweep("run.ipynb", "margin=0.1,0.2", method="hinge_sweep:HINGE", lr=0.3, epochs=1, jobs=2, out="logs")
-    assert made.code == 0 and made.results.groupby("run").margin.mean().tolist() == [0.1, 0.2]
+    assert made.code == 0 and sorted(made.results.margin.unique()) == [0.1, 0.2]
     both = make_sweep("run.ipynb", "method=hinge_sweep:HINGE,ft", lr=0.3, epochs=1, out="logs", seeds=1)
     assert both.code == 0 and sorted(both.results.method.unique()) == ["ft", "hinge_sweep:HINGE"]
     assert len({job.path for job in made.jobs} & {job.path for job in both.jobs}) == 1
@@ -109,8 +115,10 @@ def test_over_a_method_of_ones_own(notebook, tmp_path, monkeypatch):
 def test_slurm_script_makes_the_runs(notebook, tmp_path, capsys):
     make_sweep("run.ipynb", "lr=0.3,0.4;epochs=1", engine="slurm", out="logs", name="rates", timeout=2)
     script = capsys.readouterr().out
-    assert "#SBATCH --array=0-1\n" in script and "#SBATCH --time=2\n" in script and subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
-    done = subprocess.run(["bash"], input=script, text=True, env=dict(os.environ, SLURM_ARRAY_TASK_ID="1"), capture_output=True)
+    assert "#SBATCH --array=0-1\n" in script and "#SBATCH --time=2\n" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    done = subprocess.run(["bash"], input=script, text=True, env=dict(os.environ, SLURM_ARRAY_TASK_ID="1"),
+                          capture_output=True)
     assert done.returncode == 0 and "logs/glyphs/ft/epochs=1,lr=0.4,seed=1" in done.stdout
     make_sweep("run.ipynb", "lr=0.3,0.4;epochs=1", engine="slurm", out="logs", name="rates")
     assert "#SBATCH --array=0-0\n" in capsys.readouterr().out
@@ -122,7 +130,8 @@ def test_through_ray_as_locally(notebook, tmp_path, monkeypatch, capfd):
     from ray.cluster_utils import Cluster
     grid = "lr=0.1,0.3;epochs=1,3"
     local = make_sweep("run.ipynb", grid, jobs=2, out="local", name="rates")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(os.path.dirname(os.path.dirname(sys.modules["carot"].__file__))), os.environ.get("PYTHONPATH", "")]))
+    clone = os.path.dirname(os.path.dirname(sys.modules["carot"].__file__))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([clone, os.environ.get("PYTHONPATH", "")]))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=1)
@@ -132,19 +141,23 @@ def test_through_ray_as_locally(notebook, tmp_path, monkeypatch, capfd):
     assert local.code == far.code == 1
     columns = [name for name in local.results if name not in ("run", "out")]
     pd.testing.assert_frame_equal(local.results[columns], far.results[columns])
-    assert len(far.failures) == 1 and [error.replace("far/", "local/") for error in far.failures.error] == local.failures.error.tolist()
+    assert len(far.failures) == 1
+    assert [error.replace("far/", "local/") for error in far.failures.error] == local.failures.error.tolist()
     assert [run.replace("far/", "local/", 1) for run in far.results.run] == local.results.run.tolist()
 
 
 @pytest.mark.parametrize("given, words", [
     (dict(grid=""), "a sweep needs a grid"), (dict(grid=None, seeds=3), "a sweep needs a grid"),
-    (dict(grid="lrr=1"), "unknown parameter 'lrr' (did you mean 'lr'?)"), (dict(grid="lr=0.1;lr=0.2"), "lr is in the grid twice"),
-    (dict(engine="sge"), "unknown engine 'sge'"), (dict(jobs=0), "jobs must be at least 1"), (dict(timeout=0), "timeout must be more than 0"),
-    (dict(gpus=1.0), "leave gpus out"), (dict(engine="ray", jobs=2), "leave jobs out"), (dict(engine="slurm", gpus=0.5), "whole GPUs"),
+    (dict(grid="lrr=1"), "unknown parameter 'lrr' (did you mean 'lr'?)"),
+    (dict(grid="lr=0.1;lr=0.2"), "lr is in the grid twice"), (dict(engine="sge"), "unknown engine 'sge'"),
+    (dict(jobs=0), "jobs must be at least 1"), (dict(timeout=0), "timeout must be more than 0"),
+    (dict(gpus=1.0), "leave gpus out"), (dict(engine="ray", jobs=2), "leave jobs out"),
+    (dict(engine="slurm", gpus=0.5), "whole GPUs"),
     (dict(notebook="nowhere.ipynb"), "there is no notebook 'nowhere.ipynb'"), (dict(out="run.ipynb"), "is a file")])
 def test_wrong_sweeps_are_one_line_and_leave_nothing(notebook, tmp_path, given, words):
     before = tree(tmp_path)
-    with pytest.raises(UserError, match=re.escape(words)) as error: make_sweep(**{"notebook": "run.ipynb", "grid": "lr=0.1"} | given)
+    with pytest.raises(UserError, match=re.escape(words)) as error:
+        make_sweep(**{"notebook": "run.ipynb", "grid": "lr=0.1"} | given)
     assert "\n" not in str(error.value) and tree(tmp_path) == before
 
 

@@ -21,7 +21,7 @@ from ..data import BadImage, BenchmarkSpec, Images, benchmark_spec
 from ..engine.log import Progress
 
 # %% auto #0
-__all__ = ['SetReport', 'unreadable_sample', 'judge', 'look_at_set', 'count', 'look_at_sets', 'sets_table', 'plain_text',
+__all__ = ['SetReport', 'unreadable_sample', 'judge', 'look_at_set', 'count_loaded', 'look_at_sets', 'sets_table', 'plain_text',
            'Readable', 'scan']
 
 # %% ../../nbs/2_benchmarks/06_inspect.ipynb #dd1bf30a
@@ -105,7 +105,7 @@ def look_at_set(
     return report
 
 # %% ../../nbs/2_benchmarks/06_inspect.ipynb #ec7fe417
-def count(
+def count_loaded(
     name: str,  # of a set that was loaded
     images: Images,  # PIL images
     classes: int,  # how many it should have
@@ -127,9 +127,8 @@ def look_at_sets(
         raise UserError(f"there is no folder {str(root)!r} (parameter root)")
     if spec.inspect: return spec.inspect(Path(spec.path or root or ""), eval_sets)
     data = spec.load(root, None, None, eval_sets)
-    classes = len(data.classnames)
     sets = {"train": data.train, "val": data.val} | {name: s.dataset for name, s in data.select(eval_sets).items()}
-    return [count(name, images, len(data.classnames)) for name, images in sets.items()]
+    return [count_loaded(name, images, len(data.classnames)) for name, images in sets.items()]
 
 # %% ../../nbs/2_benchmarks/06_inspect.ipynb #ff6f50be
 def sets_table(
