@@ -115,7 +115,7 @@ class BadImage(UserError):
 
 # %% ../nbs/1_method/02_data.ipynb #2d5a8955
 def image_name(
-    dataset: Images,
+    dataset: Any,  # `Images`, or a `Subset` of such
     index: int,
 ) -> str:
     "The file of an image, if its dataset has a method `path` that tells; else its number."

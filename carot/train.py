@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +89,11 @@ def train_step(
     batch: tuple,  # images, tokens, labels, on the device
     step: int,  # counted from 0
     check: Callable[[dict], None] = lambda values: None,  # called with the loss terms before they reach the weights
-    cut: Cut = Cut(),  # into what the batch is cut
+    cut: Cut | None = None,  # into what the batch is cut; None: not at all
     size: int | None = None,  # images of the batch over all processes; None: those given
 ) -> dict[str, float]:  # the loss and its terms
     "One optimizer step."
-    n = len(batch[0])
+    n, cut = len(batch[0]), cut or Cut()
     if cut.is_whole(n): values = whole_gradients(objective, accelerator, batch, step, check)
     else:
         values = backward_in_parts(objective, accelerator, batch, size or n, cut, step)
@@ -170,7 +170,7 @@ def make_cut(
     wanted = parse_micro_batch_size(settings.micro_batch_size)
     cut = Cut(settings.accumulation_steps, None, accelerator.num_processes, accelerator.process_index)
     if wanted or cut.processes > 1: check_batch_norm(objective.clip)
-    if wanted != "auto": return replace(cut, micro_batch_size=wanted)
+    if not isinstance(wanted, str): return replace(cut, micro_batch_size=wanted)
     image, _, label, _ = captioned[0, 0]
     tokens = longest_caption(tokenizer, captioned.classnames, captioned.templates)
     example = image[None], tokens, torch.tensor([label])
@@ -210,6 +210,7 @@ class Loop:
             fused=accelerator.device.type != "mps"))
         self.cut = make_cut(self.objective, captioned, tokenizer, accelerator, settings)
         self.rhythm = Rhythm(settings.checkpoint_every, settings.checkpoint_minutes)
+        self.log = StepLog(None, stage.name, self.objective.terms)
         self.step = 0  # optimizer steps done
 
     @property
@@ -404,16 +405,16 @@ def fine_tune(
     **settings: Any,  # of the method: epochs, lr, …; the others are the benchmark's, the method's or the paper's
 ) -> FineTuned:
     "Fine-tune CLIP by a method; goes on from a checkpoint in `out`. Raises `UserError`, and `Stopped` on a signal."
-    method, out = find_method(method), out and Path(out)
+    method, folder = find_method(method), Path(out) if out else None
     chosen, _ = settings_of(method, benchmark.spec.defaults_for(method.name) if benchmark.spec else {}, settings)
     tracker = getattr(chosen, "report_to", None)
-    accelerator = make_accelerator(chosen.device, chosen.precision, tracker, out)
+    accelerator = make_accelerator(chosen.device, chosen.precision, tracker, folder)
     clip.to(accelerator.device)
     if not method.trains: return FineTuned(clip.eval(), log=[], skipped=[])
     total = count_steps(len(benchmark.train), chosen.batch_size, chosen.epochs, chosen.warmup_steps)
     if tracker: accelerator.init_trackers("carot", {"method": method.reference, **what_matters(chosen, chosen.lr)})
-    *_, trained = train_stages(method, Start(clip, tokenizer, benchmark, chosen, total), accelerator, out, on_epoch)
-    if out and accelerator.is_main_process: trained.save(out)
+    *_, trained = train_stages(method, Start(clip, tokenizer, benchmark, chosen, total), accelerator, folder, on_epoch)
+    if folder and accelerator.is_main_process: trained.save(folder)
     accelerator.wait_for_everyone()
     if tracker: accelerator.end_training()
     return trained

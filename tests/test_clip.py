@@ -220,7 +220,7 @@ def test_bad_names(model, pretrained, words):
     with pytest.raises(UserError, match=words): load_clip(model, pretrained)
 
 def test_built_in_weights_are_small_and_half_precision():
-    files = [f for f in (WEIGHTS/"glyphs").iterdir()]
+    files = list((WEIGHTS/"glyphs").iterdir())
     assert sum(f.stat().st_size for f in files) < 10e6
     state = load_file(WEIGHTS/"glyphs"/"open_clip_model.safetensors")
     assert state["token_embedding.weight"].dtype == torch.float16 and len(state["token_ids"]) == len(

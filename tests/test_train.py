@@ -147,7 +147,7 @@ def test_non_finite_loss_stops_with_the_checkpoint_intact(tiny_clip, tokenizer, 
     ):
         tune(tiny_clip, tokenizer, toy, "flyp", lr=1e8, warmup_steps=0, epochs=3, batch_size=40, out=tmp_path)
     assert len((tmp_path/"not_finite.txt").read_text().splitlines()) == 40
-    steps = [p for p in (tmp_path/"checkpoints"/"train").glob("step-*")]
+    steps = list((tmp_path/"checkpoints"/"train").glob("step-*"))
     assert all(t.isfinite().all() for p in steps for t in load_file(p/"student.safetensors").values())
 
 def test_precision_can_change_within_a_process():

@@ -448,8 +448,8 @@ def in_words(
 READING = (
     "The advantage is that of the side claimed to be better: positive is as claimed; accuracy in points, calibration "
     "errors as fractions. Interval: 95 % over the choice of test images (paired, resampled within each set), given "
-    "these trained models. Holds: the interval and every seed are above 0; does not hold: the interval is below 0; a claim "
-    "needs all of its tests.")
+    "these trained models. Holds: the interval and every seed are above 0; does not hold: the interval is below 0; a "
+    "claim needs all of its tests.")
 
 def write_claims(
     folder: str | Path,

@@ -244,7 +244,7 @@ def backward_in_parts(
     counts, values, at = cut.counts(size), defaultdict(float), 0
     if objective.samplewise:
         own = [x[:sum(part[cut.index] for part in counts)] for x in batch]
-        values = samplewise_backward(objective, accelerator, own, size, cut.micro_batch_size, step)
+        values.update(samplewise_backward(objective, accelerator, own, size, cut.micro_batch_size, step))
     else:
         for part in filter(sum, counts):
             own, at = [x[at:at + part[cut.index]] for x in batch], at + part[cut.index]

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -41,7 +42,8 @@ class StepLog:
         stage: str,
         terms: Sequence[str] = (),  # of the stage's objective
     ):
-        self.file, self.stage, self.rows, self.stream = file, stage, [], None
+        self.file, self.stage, self.rows = file, stage, []
+        self.stream: TextIO | None = None
         self.columns = ["stage", "step", "epoch", "lr", "loss", *terms, "pairs_per_second"]
 
     def keep(self, steps: int) -> None:
