@@ -432,13 +432,14 @@ def metric_and_options(
     metric: Callable,  # a `Metric`, a built-in metric's function, either with options fixed by `partial`, or any other
 ) -> tuple[Metric, dict[str, Any]]:
     "The metric behind a function, and the options that are fixed."
-    fixed = isinstance(metric, partial) and not metric.args
-    function, options = (metric.func, metric.keywords) if fixed else (metric, {})
+    function, options = metric, {}
+    if isinstance(metric, partial) and not metric.args: function, options = metric.func, metric.keywords
     if isinstance(function, Metric): return function, options
     for known in METRICS.values():
         if known.function is function: return known, options
     return Metric("", "", metric, None), {}
 
+# %% ../nbs/1_method/07_calibration.ipynb #eba2fe65
 def drawn(
     metric: Metric,
     options: dict[str, Any],  # of the metric
@@ -446,7 +447,7 @@ def drawn(
     resamples: Iterable[np.ndarray],  # rows of each
 ) -> np.ndarray:  # (n,)
     "The metric of the rows that are in each resample."
-    function = metric
+    function: Callable = metric
     if metric.on_images: data, function = (np.asarray(metric.per_image(*data), dtype=float),), metric.on_images
     return np.array([function(*(np.take(values, rows, axis=0) for values in data), **options) for rows in resamples])
 

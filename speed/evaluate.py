@@ -52,7 +52,7 @@ images = torch.randn(64, 3, side, side).repeat(-(-asked.images // 64), 1, 1, 1)[
 decoded = TensorDataset(images, torch.zeros(asked.images, dtype=torch.long))
 how = dict(batch_size=asked.batch_size, workers=asked.workers, precision=asked.precision)
 with tempfile.TemporaryDirectory() as folder:
-    jpegs = Jpegs(make_files(Path(folder), 24)[0], asked.jpegs, transform)
+    jpegs = Jpegs(make_files(Path(folder), 24)[0]["original"], asked.jpegs, transform)
     sets = {"decoded tensors": decoded, "end to end from JPEGs": jpegs}
     best = dict.fromkeys(sets, 0.0)
     for _ in range(asked.rounds + 1):  # the first warms up

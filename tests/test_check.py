@@ -267,7 +267,8 @@ def test_what_a_run_needs(tmp_path, tiny):
     code, _, err = carot("check", "--root", tmp_path/"my", "--model", tiny, "--device", "cpu")
     assert code == 2 and "loop: " in err
     (tmp_path/"my"/"loop").unlink()
-    words = ["check", "--root", tmp_path/"my", "--model", tiny, "--device", "cpu", "--workers", "0", "--out", tmp_path/"out"]
+    words = ["check", "--root", tmp_path/"my", "--model", tiny, "--device", "cpu", "--workers", "0",
+             "--out", tmp_path/"out"]
     for method in ("zs", "lp", "ft", "lp-ft", "flyp", "carot"):
         code, out, err = carot(*words, "--method", method, *([] if method == "zs" else ["--batch-size", "8"]))
         assert (code, err) == (0, "") and "ready" in out
@@ -277,7 +278,8 @@ def test_what_a_run_needs(tmp_path, tiny):
 
 BAD_RUNS = {  # more words -> words of the only line
     ("--model", "ViT-B-61"): "did you mean 'ViT-B-16'", ("--pretrained", "nowhere.pt"): "neither a file nor a tag",
-    ("--model", "no/such"): "no folder 'no/such'", ("--epochs", "0"): "at least 1", ("--device", "tpu"): "unknown device",
+    ("--model", "no/such"): "no folder 'no/such'", ("--epochs", "0"): "at least 1",
+    ("--device", "tpu"): "unknown device",
     ("--root", "also"): "no folder", ("--eval-sets", "nigth"): "did you mean 'night'", ("--scan", "yes"): "'yes'",
     ("--no-preflight",): "unknown option", ("--out", "/dev/null/x"): "cannot write to"}
 

@@ -53,38 +53,38 @@ def singular_values(
 MIN_CLUSTERS = 5  # for an interval
 
 def correlation(
-    x: Sequence[float],
-    y: Sequence[float],
+    x: Sequence[float] | np.ndarray,
+    y: Sequence[float] | np.ndarray,
     ranks: bool = False,  # Spearman's instead of Pearson's
 ) -> float:  # NaN if one of them is constant
     "Correlation of two lists of numbers."
-    if ranks: x, y = (average_ranks(values) for values in (x, y))
-    x, y = (np.asarray(values, float) - np.mean(values) for values in (x, y))
-    scale = math.sqrt((x**2).sum() * (y**2).sum())
-    return float((x * y).sum() / scale) if scale > 0 else math.nan
+    a, b = (average_ranks(values) if ranks else np.asarray(values, float) for values in (x, y))
+    a, b = a - a.mean(), b - b.mean()
+    scale = math.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / scale) if scale > 0 else math.nan
 
 def average_ranks(
-    values: Sequence[float],
+    values: Sequence[float] | np.ndarray,
 ) -> np.ndarray:
     "Ranks from 0; equal values share their mean rank."
     _, position, ties = np.unique(values, return_inverse=True, return_counts=True)
     return (ties.cumsum() - (ties + 1) / 2)[position]
 
 def correlation_interval(
-    x: Sequence[float],
-    y: Sequence[float],
-    clusters: Sequence,  # what each point belongs to
+    x: Sequence[float] | np.ndarray,
+    y: Sequence[float] | np.ndarray,
+    clusters: Sequence | np.ndarray,  # what each point belongs to
     ranks: bool = False,
     n: int = 2000,  # resamples
     seed: int = 0,
 ) -> tuple[float, float]:  # NaN with fewer than `MIN_CLUSTERS` clusters
     "95 % percentile bootstrap interval of the correlation over the choice of clusters."
     check_count(n, "n")
-    (x, y), clusters = (np.asarray(values, float) for values in (x, y)), np.asarray(clusters)
-    members = [np.flatnonzero(clusters == c) for c in np.unique(clusters)]
+    a, b, of = np.asarray(x, float), np.asarray(y, float), np.asarray(clusters)
+    members = [np.flatnonzero(of == c) for c in np.unique(of)]
     if len(members) < MIN_CLUSTERS: return math.nan, math.nan
     rng, values = np.random.default_rng(seed), []
     for _ in range(n):
         rows = np.concatenate([members[k] for k in rng.integers(len(members), size=len(members))])
-        values.append(correlation(x[rows], y[rows], ranks))
+        values.append(correlation(a[rows], b[rows], ranks))
     return percentile_interval(np.array(values)[np.isfinite(values)])

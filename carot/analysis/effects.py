@@ -55,15 +55,15 @@ def outcomes(
     batch_size: int = 512,  # of the batched ECE
 ) -> dict[tuple[str, str], np.ndarray]:  # (metric, "ID" or "shifts") -> (runs, n + 1)
     "Metrics of runs on the same resampled images; the set `val` is left out."
-    metrics, counts, found = [find_metric(metric) for metric in metrics], {}, []
+    chosen, counts, found = [find_metric(metric) for metric in metrics], {}, []
     for run in runs:
         run = {name: p for name, p in (run or {}).items() if name != "val"}
         for name, p in run.items():
             if name not in counts: counts[name] = sample_and_resamples(len(p.labels), n, seed, name)
             if counts[name].shape[1] != len(p.labels):
                 raise UserError(f"the runs have different images in {name}; evaluate them on the same")
-        found.append(run_outcomes(run, counts, metrics, batch_size))
-    keys, missing = [(metric.name, where) for metric in metrics for where in ("ID", "shifts")], np.full(n + 1, np.nan)
+        found.append(run_outcomes(run, counts, chosen, batch_size))
+    keys, missing = [(metric.name, where) for metric in chosen for where in ("ID", "shifts")], np.full(n + 1, np.nan)
     return {key: np.array([values.get(key, missing) for values in found]) for key in keys}
 
 # %% ../../nbs/5_analysis/01_effects.ipynb #6bdd1b6d

@@ -171,6 +171,7 @@ def run_on_node(
     "One run as a process on the machine that this is called on."
     try:
         os.chdir(folder)
+        if folder not in sys.path: sys.path.append(folder)  # for "module:NAME"
         job = job_for(given)
     except (UserError, OSError) as error: return 2, str(error)
     return run_all(notebook, [job], 1, timeout, Path(logs)), job.error
