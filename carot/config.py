@@ -88,20 +88,21 @@ def parse(
 
 # %% ../nbs/1_method/01_config.ipynb #2b1d12e7
 def parse_settings(
-    text: str,  # "lr=1e-5,device=cuda"
+    text: str,  # "lr=1e-5,device=cuda"; a word without "=" belongs to the value before it: "eval_sets=A,B"
     known: Mapping[str, Setting],
 ) -> dict[str, Any]:
     "The settings that a text spells. Raises `UserError` for a name that is not known and a value that cannot be."
-    found = {}
+    words: dict[str, str] = {}
     for part in filter(None, map(str.strip, text.split(","))):
         name, equals, value = part.partition("=")
         name, value = name.strip().replace("-", "_"), value.strip()
-        if not equals or not value:
+        if words and not equals: words[[*words][-1]] += f",{part}"
+        elif not equals or not value:
             raise UserError(f"cannot read {part!r} of the settings; write NAME=VALUE,NAME=VALUE")
-        if name not in known: raise unknown("parameter", name, list(known))
-        if name in found: raise UserError(f"{name} is in the settings twice")
-        found[name] = parse(known[name], value)
-    return found
+        elif name not in known: raise unknown("parameter", name, list(known))
+        elif name in words: raise UserError(f"{name} is in the settings twice")
+        else: words[name] = value
+    return {name: parse(known[name], value) for name, value in words.items()}
 
 # %% ../nbs/1_method/01_config.ipynb #684c0a38
 def check_bounds(

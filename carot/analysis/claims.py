@@ -257,8 +257,8 @@ class Evidence:
         labels = saved.labels.numpy()
         check_images(self, run, name, labels)
         probs = softmax(saved.logits.double() / self.temperature(run)) if scaled else saved.probs
-        options = {"batch_size": run.parameters["eval_batch_size"]} if metric.takes("batch_size") else {}
-        function = partial(metric, **options)
+        function: Any = metric
+        if metric.takes("batch_size"): function = partial(metric, batch_size=run.parameters["eval_batch_size"])
         return function(probs, labels), resampled(function, probs, labels, self.counts(name, len(labels)))
 
     def mean(
@@ -266,7 +266,7 @@ class Evidence:
     ) -> tuple[float, np.ndarray]:
         "The same, averaged over sets."
         parts = [self.on_set(run, name, metric, scaled) for name in sets]
-        return np.mean([value for value, _ in parts]), np.mean([values for _, values in parts], axis=0)
+        return float(np.mean([value for value, _ in parts])), np.mean([values for _, values in parts], axis=0)
 
 def check_images(
     evidence: Evidence,
@@ -301,7 +301,8 @@ def difference(
     scaled: tuple[bool, bool] = (False, False),  # the first of each pair, the second
 ) -> dict[str, Any]:  # both means, effect: first minus second, its interval, per_seed
     "Paired difference in a metric, averaged over sets and seeds, with its 95 % interval over the choice of images."
-    a, b = ([evidence.mean(pair[i + 1], sets, metric, scaled[i]) for pair in pairs] for i in (0, 1))
+    a = [evidence.mean(run, sets, metric, scaled[0]) for _, run, _ in pairs]
+    b = [evidence.mean(run, sets, metric, scaled[1]) for _, _, run in pairs]
     per_seed = {seed: float(x[0] - y[0]) for (seed, _, _), x, y in zip(pairs, a, b)}
     low, high = percentile_interval(np.mean([x[1] - y[1] for x, y in zip(a, b)], axis=0))
     return {"first": float(np.mean([x[0] for x in a])), "second": float(np.mean([y[0] for y in b])),
@@ -347,13 +348,14 @@ def test_claim(
            "verdict": "not run", "missing": why_not(claim, out, benchmark, select), "better_runs": "", "worse_runs": ""}
     if row["missing"]: return row
     pairs = paired(*(side_runs(side, out, benchmark, select) for side in sides))
-    found = difference(evidence, pairs, common_sets(claim, pairs), claim.metric, tuple(side.scaled for side in sides))
+    found = difference(evidence, pairs, common_sets(claim, pairs), claim.metric,
+                       (claim.better.scaled, claim.worse.scaled))
     low, high = sorted((claim.sign * found["low"], claim.sign * found["high"]))
     per_seed = {seed: claim.sign * value for seed, value in found["per_seed"].items()}
-    runs = [" ".join(dict.fromkeys(f"{benchmark}/{pair[i].name}" for pair in pairs)) for i in (1, 2)]
+    def names(runs): return " ".join(dict.fromkeys(f"{benchmark}/{run.name}" for run in runs))
     return row | {"better": found["first"], "worse": found["second"], "effect": claim.sign * found["effect"],
                   "low": low, "high": high, "per_seed": per_seed, "verdict": verdict(low, high, per_seed.values()),
-                  "better_runs": runs[0], "worse_runs": runs[1]}
+                  "better_runs": names(run for _, run, _ in pairs), "worse_runs": names(run for _, _, run in pairs)}
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #6da9e388
 def claims_table(

@@ -141,7 +141,7 @@ def draw_panel(
     ax.margins(0.14)
     ax.set_ylim(bottom=0, top=1.08 * ax.get_ylim()[1])
     tidy(ax)
-    arrow = ARROWS.get(tuple(metric.sign for metric in metrics))
+    arrow = ARROWS.get((metrics[0].sign, metrics[1].sign))
     if arrow: ax.text(0.985, 0.02, f"better {arrow}", transform=ax.transAxes, ha="right", color="0.45", fontsize=9)
     return points
 

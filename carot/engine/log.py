@@ -100,7 +100,7 @@ class Progress(tqdm):
 
     def __init__(self, *args, **settings):
         shown = in_notebook() and not settings.get("disable")
-        if shown: settings |= {"gui": False, "file": io.StringIO()}  # nothing for the terminal
+        if shown: settings |= {"gui": False, "ascii": False, "file": io.StringIO()}  # nothing for the terminal
         super().__init__(*args, **{"mininterval": 0.5} | settings)
         if shown:
             from IPython.display import display

@@ -85,10 +85,11 @@ def clone_root() -> Path | None:
 def results_folder(
     out: str | Path = OUT,
 ) -> Path:
-    "The folder of all results that `out` means."
+    "The folder of all results that `out` means; `./logs` and `../logs` are always below the working directory."
     if str(out) == OUT: out = os.environ.get("CAROT_OUT") or out
     clone = clone_root()
-    return Path(out) if clone is None or os.path.isabs(out) else Path(os.path.relpath(clone/out))
+    plain = not str(out).startswith(".") and not os.path.isabs(out)
+    return Path(os.path.relpath(clone/out)) if plain and clone else Path(out)
 
 # %% ../../nbs/4_runs/00_settings.ipynb #a61632a5
 def benchmark_folder(
