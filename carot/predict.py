@@ -152,6 +152,7 @@ def table_of_classes(
     rows = [[file, *best.get(index, [None] * 4), errors.get(index)] for index, file in enumerate(files)]
     return pd.DataFrame(rows, columns=["file", "class", "confidence", "second", "second_confidence", "error"])
 
+# %% ../nbs/6_use/01_predict.ipynb #6f62a7ea
 def classify_files(
     checkpoint: str | Path,  # a run's directory, or student/ or teacher/ in it
     images: str | Path,  # a folder, a text file with a path per line, or one image

@@ -268,6 +268,7 @@ class Evidence:
         parts = [self.on_set(run, name, metric, scaled) for name in sets]
         return float(np.mean([value for value, _ in parts])), np.mean([values for _, values in parts], axis=0)
 
+# %% ../../nbs/5_analysis/05_claims.ipynb #3b7ac84f
 def check_images(
     evidence: Evidence,
     run: RunFiles,
@@ -335,6 +336,7 @@ def common_sets(
     benchmark = pairs[0][1].path.parent.parent.name
     raise UserError(f"runs for {claim.test!r} on {benchmark} were evaluated on different sets: {sorted(found)}")
 
+# %% ../../nbs/5_analysis/05_claims.ipynb #1c1f9d51
 def test_claim(
     claim: Claim,
     out: str | Path,  # folder of all results
@@ -494,6 +496,7 @@ def draw_effect(
     ax.plot(scale * row.effect, y, "o", color=colour, markersize=6)
     ax.plot(seeds, [y] * len(seeds), "|", color="black", markersize=7, markeredgewidth=0.8)
 
+# %% ../../nbs/5_analysis/05_claims.ipynb #5772d8b8
 def draw_effects(
     ax: Any,  # matplotlib axes
     table: pd.DataFrame,  # from `claims_table`, tests of one metric

@@ -71,6 +71,7 @@ def simulate_config(
             "git": "0123abcd", "hardware": "simulated", "steps": steps, "pairs_per_second": 1500.0 if steps else None,
             "seconds": {"train": steps / 5, "evaluate": 3.0, "total": steps / 5 + 5}}
 
+# %% ../../nbs/5_analysis/08_simulated.ipynb #f035547b
 def simulate_run(
     out: str | Path,  # folder of all results
     method: str,  # "carot", or "package.module:NAME"

@@ -34,6 +34,7 @@ def read_log(
     columns = list(reader.fieldnames or [])
     return columns, [row for row in rows if row[columns[-1]]]
 
+# %% ../../nbs/3_engine/01_log.ipynb #232b8517
 class StepLog:
     "The rows of `train.tsv`, in memory and, if there is a file, on disk as soon as they are made."
     def __init__(
