@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -415,9 +414,8 @@ th, td { padding: 0.2rem 0.7rem; text-align: left; border-bottom: 1px solid #ddd
 
 def write_html(
     notebook: str | Path,  # executed
-) -> Path | None:  # None: nbconvert is not installed
+) -> Path:  # the page
     "The executed notebook as an HTML file beside it: text, tables and figures, no code."
-    if not find_spec("nbconvert"): return None
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True,
