@@ -24,7 +24,7 @@ from .core import UserError, unknown, write_atomic
 # %% auto #0
 __all__ = ['WEIGHTS', 'named_config', 'folder_config', 'folder_weights', 'fill_embedding', 'load_weights', 'build_clip',
            'load_clip', 'published_weights', 'save_clip', 'trimmed_length', 'is_causal', 'text_features',
-           'image_features', 'visual_projection', 'text_projection', 'zero_shot_head']
+           'image_features', 'visual_projection', 'text_projection', 'tower_parameters', 'zero_shot_head']
 
 # %% ../nbs/1_method/03_clip.ipynb #565e88b6
 WEIGHTS = Path(carot.__file__).parent/"weights"  # models that ship with the package
@@ -200,6 +200,17 @@ def text_projection(clip: nn.Module) -> torch.Tensor:
     projection = getattr(clip, "text", clip).text_projection
     if projection is None: raise UserError("the text tower has no linear projection, which CaRot's penalties need")
     return projection.weight.T if isinstance(projection, nn.Linear) else projection
+
+# %% ../nbs/1_method/03_clip.ipynb #94463343
+def tower_parameters(
+    clip: nn.Module,
+    tower: str,  # "image" or "text"
+) -> list[nn.Parameter]:
+    "The parameters of one tower, its projection included."
+    image = {id(p) for p in clip.visual.parameters()}
+    if tower == "image": return list(clip.visual.parameters())
+    scale = ("logit_scale", "logit_bias")
+    return [p for name, p in clip.named_parameters() if id(p) not in image and name not in scale]
 
 # %% ../nbs/1_method/03_clip.ipynb #02f1bc92
 @torch.no_grad()

@@ -132,6 +132,9 @@ class RunSettings:
         "ViT-B-16", "CLIP: glyphs, an open_clip name such as ViT-B-16, or a folder", group="data and model")
     pretrained: str = setting(
         "openai", "weights of a named model: an open_clip tag, a checkpoint file, or random", group="data and model")
+    templates: str = setting(
+        None, "prompt templates: openai, reduced, simple, or a file with one a line; None is the benchmark's",
+        group="data and model")
     method: str = setting("carot", "its name (ft, carot, …), or module:NAME", group="data and model", named=False)
     seed: int = setting(
         1, "of order, captions, augmentation and fresh heads", low=0, high=2**64 - 1, named=False)
@@ -154,6 +157,11 @@ class TrainSettings(RunSettings):
     micro_batch_size: str = setting(
         None, "images at once in a process, or auto for the most that fit; same gradients",
         unit="images", named=False, matters=False)
+    full_batches: bool = setting(
+        False, "full batches only: an epoch's rest goes into the next one's first, as in the public code")
+    shots: int = setting(
+        None, "training images of each class, drawn by the seed; None is all of them", low=1, unit="images",
+        group="data and model")
     accumulation_steps: int = setting(1, "parts of a batch with negatives of their own, accumulated", low=1)
     lr: float = setting(1e-5, "peak learning rate", low=0)
     weight_decay: float = setting(0.1, "on all parameters", low=0)

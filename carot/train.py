@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save
 from torch import nn
 from torch.utils.data import DataLoader
@@ -22,19 +23,21 @@ from torch.utils.data import DataLoader
 from .clip import load_clip, save_clip
 from .config import describe
 from .core import UserError, write_atomic
-from .data import Benchmark, CaptionedImages, EpochBatches, image_name, sample_seeds
+from .data import Benchmark, CaptionedImages, EpochBatches, image_name, prepare, sample_seeds
 from .engine.checkpoints import Rhythm, load_checkpoint, save_checkpoint
-from .engine.devices import make_accelerator
+from .engine.devices import is_main_process, make_accelerator
 from .engine.large_batches import (Cut, ProcessBatches, backward_in_parts, check_batch_norm, compute_features,
-                                        find_micro_batch, longest_caption, parse_micro_batch_size)
+                                        find_micro_batch, longest_caption, parse_micro_batch_size, reads_text, shares)
 from .engine.log import Progress, StepLog
 from .engine.signals import StopSignals, in_any_process, outlive_signals, stoppable
-from .methods.base import Method, Objective, Stage, Start, find_method, linear_head, settings_of
+from .methods.base import (Method, Objective, Stage, Start, benchmark_defaults, find_method, linear_head,
+                                settings_of)
 
 # %% auto #0
 __all__ = ['learning_rate', 'count_steps', 'whole_gradients', 'train_step', 'check_finite', 'recall_skipped', 'note_skipped',
            'gather_indices', 'make_cut', 'what_matters', 'Loop', 'go_on', 'make_loader', 'prepare_step', 'make_step',
-           'record_step', 'save_if_due', 'train_stage', 'FineTuned', 'load_finetuned', 'train_stages', 'fine_tune']
+           'record_step', 'save_if_due', 'train_stage', 'FineTuned', 'load_finetuned', 'CachedFeatures', 'plain_images',
+           'compute_inputs', 'result_of', 'train_stages', 'untrained', 'fine_tune']
 
 # %% ../nbs/1_method/06_train.ipynb #c85ac2fa
 def learning_rate(
@@ -94,6 +97,7 @@ def train_step(
 ) -> dict[str, float]:  # the loss and its terms
     "One optimizer step."
     n, cut = len(batch[0]), cut or Cut()
+    objective.before_step(step)
     if cut.is_whole(n): values = whole_gradients(objective, accelerator, batch, step, check)
     else:
         values = backward_in_parts(objective, accelerator, batch, size or n, cut, step)
@@ -172,7 +176,8 @@ def make_cut(
     if wanted or cut.processes > 1: check_batch_norm(objective.clip)
     if not isinstance(wanted, str): return replace(cut, micro_batch_size=wanted)
     image, _, label, _ = captioned[0, 0]
-    tokens = longest_caption(tokenizer, captioned.classnames, captioned.templates)
+    if captioned.own_captions: tokens = tokenizer(["a " * 1000])  # as long as any may be
+    else: tokens = longest_caption(tokenizer, captioned.classnames, captioned.templates)
     example = image[None], tokens, torch.tensor([label])
     found = find_micro_batch(objective, accelerator, example, settings.batch_size, cut)
     accelerator.print(f"micro_batch_size=auto: {found or 'all'} images at once in a process")
@@ -216,8 +221,8 @@ class Loop:
     @property
     def size(self) -> int:
         "Images of the next batch, over all processes."
-        done = self.step % self.per_epoch * self.settings.batch_size
-        return min(self.settings.batch_size, len(self.captioned) - done)
+        full, done = self.settings.batch_size, self.step % self.per_epoch * self.settings.batch_size
+        return full if self.settings.full_batches else min(full, len(self.captioned) - done)
 
     def checkpoint(self) -> tuple:
         "What a checkpoint is made of."
@@ -243,8 +248,9 @@ def make_loader(
 ) -> DataLoader:  # of images, captions, labels, indices
     "This process's part of the rest of an epoch."
     settings, start = loop.settings, loop.step % loop.per_epoch  # batches of it that were trained on before
-    batches = EpochBatches(len(loop.captioned), settings.batch_size, settings.seed, epoch, start)
-    return DataLoader(loop.captioned, batch_sampler=ProcessBatches(batches, loop.cut), num_workers=settings.workers,
+    batches = EpochBatches(len(loop.captioned), settings.batch_size, settings.seed, epoch, start, settings.full_batches)
+    workers = 0 if loop.stage.on_features else settings.workers  # features are there already
+    return DataLoader(loop.captioned, batch_sampler=ProcessBatches(batches, loop.cut), num_workers=workers,
                       pin_memory=loop.accelerator.device.type == "cuda", worker_init_fn=outlive_signals)
 
 # %% ../nbs/1_method/06_train.ipynb #4c7c5a20
@@ -269,7 +275,9 @@ def make_step(
     "One optimizer step and what follows it."
     images, captions, labels, indices = batch
     rate, device = prepare_step(loop, epoch, indices), loop.accelerator.device
-    batch = tuple(part.to(device, non_blocking=True) for part in (images, loop.tokenizer(captions), labels))
+    read = reads_text(loop.objective.needs(loop.step))
+    tokens = loop.tokenizer(captions) if read else torch.zeros(len(images), 0, dtype=torch.long)
+    batch = tuple(part.to(device, non_blocking=True) for part in (images, tokens, labels))
     def check(values): check_finite(values, loop.step + 1, rate, loop.captioned, indices, loop.out)
     values = train_step(loop.objective, loop.optimizer, loop.accelerator, batch, loop.step, check, loop.cut, loop.size)
     loop.step += 1
@@ -348,6 +356,7 @@ class FineTuned:
     head: nn.Linear | None = None  # trained classifier; None: the zero-shot head of the student
     normalized: bool = True  # whether the head sees L2-normalised features
     teacher: nn.Module | None = None  # what the student was distilled from
+    teacher_head: nn.Linear | None = None  # its classifier, if it has one of its own
     log: list[dict] | None = None  # one row a step
     skipped: list[str] | None = None  # training images that could not be read
 
@@ -356,25 +365,81 @@ class FineTuned:
         out: str | Path,  # the run's directory
     ) -> None:
         "student/ and teacher/ as folders that plain open_clip opens; a trained head beside the student's weights."
-        save_clip(self.student, Path(out)/"student")
-        if self.teacher is not None: save_clip(self.teacher, Path(out)/"teacher")
-        if self.head is not None:
-            state = {k: v.detach().cpu() for k, v in self.head.state_dict().items()}
-            state["normalized"] = torch.tensor(self.normalized)
-            write_atomic(Path(out)/"student"/"head.safetensors", save(state))
+        for name, clip, head in (("student", self.student, self.head), ("teacher", self.teacher, self.teacher_head)):
+            if clip is not None: save_clip(clip, Path(out)/name)
+            if head is not None:
+                state = {k: v.detach().cpu().contiguous() for k, v in head.state_dict().items()}
+                state["normalized"] = torch.tensor(self.normalized)
+                write_atomic(Path(out)/name/"head.safetensors", save(state))
 
 # %% ../nbs/1_method/06_train.ipynb #3480a63e
 def load_finetuned(
     out: str | Path,  # a run's directory
+    which: str = "student",  # or "teacher"
 ) -> FineTuned:
-    "A saved student with its head; the teacher lies in `teacher/`."
-    head, normalized = None, True
-    if (Path(out)/"student"/"head.safetensors").is_file():
-        state = load_file(Path(out)/"student"/"head.safetensors")
+    "A saved student, or teacher, with its head."
+    folder, head, normalized = Path(out)/which, None, True
+    if (folder/"head.safetensors").is_file():
+        state = load_file(folder/"head.safetensors")
         head, normalized = linear_head(state["weight"], state["bias"]), bool(state["normalized"])
-    return FineTuned(load_clip(str(Path(out)/"student"))[0], head, normalized)
+    return FineTuned(load_clip(str(folder))[0], head, normalized)
 
 # %% ../nbs/1_method/06_train.ipynb #35da9d4c
+class CachedFeatures(CaptionedImages):
+    "The training set as (features, no caption, label, index); the same in every epoch."
+    def __init__(
+        self,
+        images: CaptionedImages,  # that the features are of
+        features: torch.Tensor,  # (N, d)
+        labels: torch.Tensor,  # (N,)
+    ):
+        vars(self).update(vars(images))
+        self.features, self.labels = features, labels
+
+    def __getitem__(self, key):
+        index = key[1]
+        return self.features[index], "", int(self.labels[index]), -1 - index if index in self.skipped else index
+
+# %% ../nbs/1_method/06_train.ipynb #fa9aa954
+def plain_images(benchmark): return benchmark.plain() if benchmark.plain else benchmark.train
+
+@stoppable
+def compute_inputs(
+    objective: Objective,  # whose reference makes the features
+    start: Start,
+    accelerator: Accelerator,
+    out: Path | None,  # the run's directory, for the list of images that cannot be read
+    *,
+    stop: StopSignals,  # by `stoppable`
+) -> CachedFeatures:
+    "Features of all training images in evaluation's transform, each computed once, by all processes together."
+    settings, benchmark = start.settings, start.benchmark
+    images = CaptionedImages(replace(benchmark, train=plain_images(benchmark)), settings.seed, settings.on_bad_image)
+    own = shares(range(len(images)), accelerator.num_processes)[accelerator.process_index]
+    batches = [[(0, index) for index in own[at:at + settings.eval_batch_size]]
+               for at in range(0, len(own), settings.eval_batch_size)]
+    loader = DataLoader(images, batch_sampler=batches, num_workers=settings.workers, worker_init_fn=outlive_signals)
+    clip, found = objective.models["reference"], []
+    for pixels, _, labels, indices in Progress(loader, desc="features", unit="batch",
+                                               disable=not accelerator.is_main_process):
+        note_skipped(images, indices, out if accelerator.is_main_process else None)
+        with torch.no_grad(), accelerator.autocast():
+            features = clip.encode_image(pixels.to(accelerator.device), normalize=objective.normalized)
+        found.append((features.float().cpu(), labels))
+    if accelerator.num_processes > 1: found = gather_object(found)
+    return CachedFeatures(images, *map(torch.cat, zip(*found)))
+
+# %% ../nbs/1_method/06_train.ipynb #7b79ff32
+def result_of(
+    objective: Objective,  # after training, or in the middle of it
+    log: list[dict],
+    skipped: dict[int, str],  # images that could not be read
+) -> FineTuned:
+    "What an objective has made so far."
+    return FineTuned(objective.clip, objective.classifier(), objective.normalized, objective.teacher,
+                     objective.teacher_head, log, [skipped[index] for index in sorted(skipped)])
+
+# %% ../nbs/1_method/06_train.ipynb #d1ce1805
 def train_stages(
     method: Method,
     start: Start,
@@ -385,15 +450,27 @@ def train_stages(
     "Train the stages of a method. Epochs of the last one are told to `on_epoch`."
     captioned = CaptionedImages(start.benchmark, start.settings.seed, start.settings.on_bad_image)
     for stage in method.stages(start):
-        made = stage.objective
-        trained = FineTuned(start.clip, made.head, made.normalized, made.teacher)
-        def tell(epoch, log): on_epoch(epoch, replace(trained, log=log))
-        told = tell if on_epoch and stage.name == Stage.name else None
-        trained.log = train_stage(stage, captioned, start.tokenizer, start.settings, accelerator, out, told)
-        trained.skipped = [captioned.skipped[index] for index in sorted(captioned.skipped)]
-        yield trained
+        if stage.on_features: images = compute_inputs(stage.objective, start, accelerator, out)
+        else: images = captioned
+        def made(log, stage=stage, images=images): return result_of(stage.objective, log, images.skipped)
+        told = (lambda epoch, log: on_epoch(epoch, made(log))) if on_epoch and stage.name == Stage.name else None
+        yield made(train_stage(stage, images, start.tokenizer, start.settings, accelerator, out, told))
 
-# %% ../nbs/1_method/06_train.ipynb #fa9aa954
+# %% ../nbs/1_method/06_train.ipynb #79e32fc7
+def untrained(
+    method: Method,
+    start: Start,
+    bases: Sequence[FineTuned],
+    out: Path | None,
+) -> FineTuned:
+    "The result of a method that trains nothing: the zero-shot model, or what is derived from other results."
+    if method.untouched: return FineTuned(start.clip, log=[], skipped=[])
+    assert method.derive
+    made = method.derive(start, list(bases) or [FineTuned(start.clip)])
+    if out and is_main_process(): made.save(out)
+    return replace(made, log=[], skipped=[])
+
+# %% ../nbs/1_method/06_train.ipynb #4e0e0259
 def fine_tune(
     clip: nn.Module,  # from `load_clip`; trained in place
     tokenizer: Callable,
@@ -402,15 +479,17 @@ def fine_tune(
     *,
     out: str | Path | None = None,  # the run's directory; None: keep everything in memory
     on_epoch: Callable[[int, FineTuned], None] | None = None,  # called after every epoch, counted from 1
+    bases: Sequence[FineTuned] = (),  # the results that a derived method is made from
     **settings: Any,  # of the method: epochs, lr, …; the others are the benchmark's, the method's or the paper's
 ) -> FineTuned:
     "Fine-tune CLIP by a method; goes on from a checkpoint in `out`. Raises `UserError`, and `Stopped` on a signal."
     method, folder = find_method(method), Path(out) if out else None
-    chosen, _ = settings_of(method, benchmark.spec.defaults_for(method.name) if benchmark.spec else {}, settings)
+    chosen, _ = settings_of(method, benchmark_defaults(method, benchmark.spec), settings)
+    benchmark = prepare(benchmark, chosen)
     tracker = getattr(chosen, "report_to", None)
     accelerator = make_accelerator(chosen.device, chosen.precision, tracker, folder)
     clip.to(accelerator.device)
-    if not method.trains: return FineTuned(clip.eval(), log=[], skipped=[])
+    if not method.trains: return untrained(method, Start(clip.eval(), tokenizer, benchmark, chosen, 0), bases, folder)
     total = count_steps(len(benchmark.train), chosen.batch_size, chosen.epochs, chosen.warmup_steps)
     if tracker: accelerator.init_trackers("carot", {"method": method.reference, **what_matters(chosen, chosen.lr)})
     *_, trained = train_stages(method, Start(clip, tokenizer, benchmark, chosen, total), accelerator, folder, on_epoch)

@@ -272,7 +272,7 @@ def test_kill_between_the_renames_and_in_the_deletion(tmp_path, monkeypatch):
     "Every single file operation of a save is the last one once."
     class Died(BaseException): pass
     model = torch.nn.Linear(2, 2)
-    objective = SimpleNamespace(modules=lambda: {"model": model}, teacher=None)
+    objective = SimpleNamespace(kept=lambda: {"student": torch.nn.ModuleDict({"model": model})})
     parts = dict(settings={}, objective=objective, optimizer=torch.optim.AdamW(model.parameters()))
     for deadly in range(1, 40):
         folder, count = tmp_path/str(deadly), [0]

@@ -77,11 +77,12 @@ def make(tiny_clip, tokenizer, toy, method, n, label_smoothing=0.0):
         settings, _ = settings_of(find_method(method), {}, dict(label_smoothing=label_smoothing))
         *_, stage = find_method(method).stages(Start(clip, tokenizer, toy, settings, 100))
         objective = stage.objective
-    for module in {*objective.modules().values(), *objective.models.values()}: module.double()
+    for module in {*objective.kept().values(), *objective.models.values()}: module.double()
     with torch.no_grad():
         for p in clip.parameters(): p.add_(0.05 * torch.randn_like(p))
     captions = [CAPTIONS[i % 3 if i < n - 2 else 0] for i in range(n)]
-    return objective, (torch.randn(n, 3, 16, 16).double(), tokenizer(captions), torch.arange(n) % 4)
+    shape = (16,) if "input" in objective.needs(1) else (3, 16, 16)  # a probe's batches are features
+    return objective, (torch.randn(n, *shape).double(), tokenizer(captions), torch.arange(n) % 4)
 
 
 def gradients(objective):
@@ -95,6 +96,7 @@ def zero_grad(objective):
 
 def feature(objective, need, images, tokens):
     "From the definition."
+    if need == "input": return images
     who, _, tower = need.rpartition("_")
     clip = objective.models[who or "student"]
     if tower == "text": made = text_features(clip, tokens)
@@ -105,6 +107,7 @@ def feature(objective, need, images, tokens):
 def plain(objective, batch, step=1):
     "Loss and gradients through autograd alone."
     zero_grad(objective)
+    objective.before_step(step)
     features = {need: feature(objective, need, *batch[:2]) for need in objective.needs(step)}
     loss, _ = objective.loss(features, batch[2])
     loss.backward()
@@ -113,6 +116,7 @@ def plain(objective, batch, step=1):
 
 def cut_gradients(objective, batch, cut, precision="fp32", step=1):
     zero_grad(objective)
+    objective.before_step(step)
     values = backward_in_parts(objective, make_accelerator("cpu", precision), batch, len(batch[0]), cut, step)
     return values["loss"], gradients(objective)
 

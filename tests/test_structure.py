@@ -16,18 +16,19 @@ NOTEBOOKS = [f for f in sorted(ROOT.glob("nbs/**/*.ipynb")) if ".ipynb_checkpoin
 
 FLOORS = [  # a module may import those of its own floor and of the floors before
     ["carot.core", "carot.losses"],
-    ["carot.config", "carot.data", "carot.calibration"],
-    ["carot.clip"],
+    ["carot.config", "carot.data", "carot.calibration", "carot.conformal"],
+    ["carot.clip", "carot.weights", "carot.teachers"],
     ["carot.methods"],
     ["carot.engine"],
     ["carot.benchmarks", "carot.train", "carot.evaluate"],
     ["carot.runs"],
     ["carot.predict"],
-    ["carot.analysis", "carot.commands", "carot.cli", "carot.__main__"],
+    ["carot.analysis", "carot.commands", "carot.translate", "carot.cli", "carot.__main__"],
 ]
-LIGHT = """core config data methods.base methods.probe methods.head methods.flyp methods.carot
+METHODS = [f"methods.{file.stem}" for file in ROOT.glob("carot/methods/[!_]*.py")]
+LIGHT = [*METHODS, *"""core config data conformal teachers
 benchmarks.glyphs benchmarks.plain_glyphs benchmarks.handwriting benchmarks.folders benchmarks.imagenet benchmarks.files
-benchmarks.inspect benchmarks.published runs.settings commands cli""".split()
+benchmarks.inspect benchmarks.published benchmarks.corruptions runs.settings commands translate cli""".split()]
 HEAVY = ["torch", "torchvision", "open_clip", "matplotlib", "papermill", "accelerate"]
 
 

@@ -181,7 +181,7 @@ DEFAULTS = {  # where the paper's values, made for 1.28 million images, do not f
     "threads": 1, "workers": 0,  # one core is enough for images this small, and several runs can share a machine
 }
 
-METHOD_DEFAULTS = {"lp": {"lr": 1e-2}, "lp-ft": {"probe_lr": 1e-2}}  # a linear layer alone bears larger steps
+METHOD_DEFAULTS = {"lp": {"lr": 1e-2}, "lp-ft": {"probe_lr": 0.2}}  # a linear layer alone bears larger steps
 
 NOTE = ("Ten classes: in a batch of 64 of the 3,000 training images, a caption meets on average 6.3 others of its own "
         "class among its 63 negatives (0.5 of 511 on ImageNet at batch 512). A model that knows every digit still has "

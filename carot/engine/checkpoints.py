@@ -26,18 +26,10 @@ from .devices import is_main_process
 from .log import WARNING
 
 # %% auto #0
-__all__ = ['kept_modules', 'count_bytes', 'fingerprints', 'sync', 'write_files', 'put_aside', 'drop_hidden', 'no_room',
-           'save_checkpoint', 'compare', 'find_damage', 'check_settings', 'restore', 'load_checkpoint', 'leave_out',
-           'Rhythm']
+__all__ = ['count_bytes', 'fingerprints', 'sync', 'write_files', 'put_aside', 'drop_hidden', 'no_room', 'save_checkpoint',
+           'compare', 'find_damage', 'check_settings', 'restore', 'load_checkpoint', 'leave_out', 'Rhythm']
 
 # %% ../../nbs/3_engine/03_checkpoints.ipynb #45fbfe86
-def kept_modules(
-    objective: Any,  # of which `modules()` and `teacher` are asked for
-) -> dict[str, nn.Module]:  # file name -> module
-    "What a checkpoint keeps of an objective."
-    kept = {"student": nn.ModuleDict(objective.modules()), "teacher": objective.teacher}
-    return {name: module for name, module in kept.items() if module is not None}
-
 def count_bytes(state: Any) -> int:
     "Bytes of all tensors in nested dictionaries and lists."
     if isinstance(state, torch.Tensor): return state.numel() * state.element_size()
@@ -106,14 +98,14 @@ def save_checkpoint(
     folder: Path,  # of this stage's checkpoints
     step: int,  # optimizer steps done
     settings: dict,  # what must not differ on resuming
-    objective: Any,
+    objective: Any,  # whose `kept()` says what is saved
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Path:
     "Write a checkpoint under another name, then rename it; two are kept. Raises `UserError` on a full disk."
     part, target = folder/f".part-{step:08d}", folder/f"step-{step:08d}"
     weights = {name: {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
-               for name, module in kept_modules(objective).items()}
+               for name, module in objective.kept().items()}
     training = {"optimizer": optimizer.state_dict(), "scaler": scaler and scaler.state_dict()}
     drop_hidden(folder)
     part.mkdir(parents=True)
@@ -174,7 +166,7 @@ def restore(
     "Load one checkpoint. Raises `UserError` if it was made with other settings."
     state = json.loads((checkpoint/"state.json").read_text())
     check_settings(state["settings"], settings)
-    modules = kept_modules(objective)
+    modules = objective.kept()
     weights = {name: load_file(checkpoint/f"{name}.safetensors") for name in modules}
     try: training = torch.load(checkpoint/"optimizer.pt", map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

@@ -16,28 +16,31 @@ from accelerate.utils import find_executable_batch_size
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..clip import text_features, text_projection, trimmed_length
+from ..clip import text_features, text_projection, tower_parameters, trimmed_length
 from ..core import UserError, unknown
 from ..losses import full_precision
 from ..methods.base import Objective
 
 # %% auto #0
-__all__ = ['compute_features', 'known_needs', 'shares', 'Cut', 'ProcessBatches', 'is_students', 'in_slices', 'features_in_parts',
-           'check_batch_norm', 'gather_rows', 'sum_gradients', 'sum_values', 'pairwise_backward', 'samplewise_backward',
-           'backward_in_parts', 'largest_that_fits', 'longest_caption', 'SingleProcess', 'find_micro_batch',
-           'parse_micro_batch_size']
+__all__ = ['compute_features', 'reads_text', 'known_needs', 'shares', 'Cut', 'ProcessBatches', 'learns', 'in_slices',
+           'features_in_parts', 'check_batch_norm', 'gather_rows', 'sum_gradients', 'sum_values', 'pairwise_backward',
+           'samplewise_backward', 'backward_in_parts', 'largest_that_fits', 'longest_caption', 'SingleProcess',
+           'find_micro_batch', 'parse_micro_batch_size']
 
 # %% ../../nbs/3_engine/04_large_batches.ipynb #9d5aaa70
 def compute_features(
     objective: Objective,
-    needs: Sequence[str],  # "image", "text", and the same of "teacher_", "reference_": the student's have no prefix
-    images: torch.Tensor,  # (B, 3, H, W), transformed
+    needs: Sequence[str],  # "image", "text", the same of "teacher_", "reference_", and "input": the batch itself
+    images: torch.Tensor,  # (B, 3, H, W), transformed, or features (B, d) for an objective that takes its "input"
     tokens: torch.Tensor,  # (B, L)
     length: int | None = None,  # tokens to read, at least those of the longest caption; None: just these
 ) -> dict[str, torch.Tensor]:  # each (B, d)
     "What an objective needs of a batch. Raises `UserError` if it has no such model."
     features = {}
     for need in needs:
+        if need == "input":
+            features[need] = images
+            continue
         who, _, tower = need.rpartition("_")
         clip = objective.models.get(who or "student")
         if clip is None or tower not in ("image", "text"): raise unknown("feature", need, known_needs(objective))
@@ -46,10 +49,14 @@ def compute_features(
             else: features[need] = clip.encode_image(images, normalize=objective.normalized or who == "teacher")
     return features
 
+def reads_text(needs: Sequence[str]) -> bool:
+    "Whether captions are wanted at all."
+    return any(need.rpartition("_")[2] == "text" for need in needs)
+
 def known_needs(objective: Objective) -> list[str]:
     "All features that an objective can need."
     prefixes = ["" if name == "student" else f"{name}_" for name in objective.models]
-    return [prefix + tower for prefix in prefixes for tower in ("image", "text")]
+    return [prefix + tower for prefix in prefixes for tower in ("image", "text")] + ["input"]
 
 # %% ../../nbs/3_engine/04_large_batches.ipynb #06c749d7
 def shares(
@@ -99,9 +106,9 @@ class ProcessBatches:
             yield [row for part in parts for row in shares(part, cut.processes)[cut.index]] or batch[:1]
 
 # %% ../../nbs/3_engine/04_large_batches.ipynb #733e9a55
-def is_students(need: str) -> bool:
-    "Whether a feature comes with gradient."
-    return need in ("image", "text")
+def learns(objective: Objective, need: str) -> bool:
+    "Whether a feature comes with gradient: the student's, of a tower that is trained."
+    return need in ("image", "text") and any(p.requires_grad for p in tower_parameters(objective.clip, need))
 
 def in_slices(
     features: Callable,  # of slices of images and tokens: a dictionary
@@ -127,9 +134,10 @@ def features_in_parts(
     "What an objective needs of a batch, micro-batch by micro-batch."
     if not len(images):
         return dict.fromkeys(needs, images.new_zeros(0, text_projection(objective.clip).shape[1]))
-    length, n, features = trimmed_length(tokens), micro_batch_size or len(images), {}
+    length = trimmed_length(tokens) if reads_text(needs) else None
+    n, features = micro_batch_size or len(images), {}
     for own in (True, False):  # two passes, so that nothing without gradient is computed again
-        names = [need for need in needs if is_students(need) == own]
+        names = [need for need in needs if learns(objective, need) == own]
         def compute(images, tokens, names=names):
             with accelerator.autocast(): return compute_features(objective, names, images, tokens, length)
         if not names: continue
@@ -199,7 +207,8 @@ def pairwise_backward(
     "Adds the gradient of share × (loss over all pairs of the part) to the weights."
     images, tokens, labels = batch
     own = features_in_parts(objective, objective.needs(step), images, tokens, accelerator, cut.micro_batch_size)
-    features = {name: gather_rows(accelerator, f, counts).requires_grad_(is_students(name)) for name, f in own.items()}
+    features = {name: gather_rows(accelerator, f, counts).requires_grad_(learns(objective, name))
+                for name, f in own.items()}
     labels = gather_rows(accelerator, labels, counts)
     with accelerator.autocast(): loss, terms = objective.loss(features, labels)
     accelerator.backward(loss * (share / cut.processes))
@@ -307,6 +316,7 @@ def find_micro_batch(
     step = max((0, 1, 10**9), key=lambda step: len(objective.needs(step)))  # the one that needs most
     def attempt(size):
         state = [torch.empty_like(p) for p in objective.trained() for _ in range(2)]  # AdamW's, made by its first step
+        objective.before_step(step)
         try: backward_in_parts(objective, SingleProcess(accelerator), batch, own, Cut(micro_batch_size=size), step)
         finally:
             del state

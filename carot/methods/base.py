@@ -14,13 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import Setting, TrainSettings, check_bounds, convert, describe
+from ..config import Setting, TrainSettings, check_bounds, convert, describe, setting
 from ..core import UserError, lazy, load_object, unknown
-from ..data import Benchmark
+from ..data import Benchmark, BenchmarkSpec
 
 # %% auto #0
-__all__ = ['Objective', 'Start', 'Stage', 'Method', 'all_methods', 'find_method', 'default_settings', 'check_names',
-           'settings_of', 'linear_head']
+__all__ = ['Objective', 'Start', 'Stage', 'Method', 'all_methods', 'find_method', 'TermSettings', 'benchmark_defaults',
+           'default_settings', 'check_names', 'settings_of', 'linear_head']
 
 # %% ../../nbs/1_method/methods/00_base.ipynb #1497417a
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Objective:
     "What a stage of training makes smaller. Subclasses say what they need of a batch and what its loss is."
     head: nn.Linear | None = None  # a trained classifier; None: the zero-shot head of the student
     normalized: bool = True  # whether image features are L2-normalised; text features always are
-    samplewise: bool = False  # whether the loss is a mean over samples
+    samplewise: bool = False  # whether the loss is a mean over samples, plus perhaps terms of the weights alone
     clip_norm: float | None = None  # at which gradients are clipped
     terms: tuple[str, ...] = ()  # what `loss` and `after_step` return by name: columns of train.tsv
 
@@ -49,9 +49,23 @@ class Objective:
         "A model that follows the student; kept in checkpoints and saved beside it."
         return self.models.get("teacher")
 
+    @property
+    def teacher_head(self) -> nn.Linear | None:
+        "The teacher's classifier, if it has one of its own."
+        return None
+
     def modules(self) -> dict[str, nn.Module]:
-        "What learns or belongs to what learns; a checkpoint keeps it."
+        "What learns or belongs to what learns."
         return {"clip": self.clip} | ({"head": self.head} if self.head is not None else {})
+
+    def kept(self) -> dict[str, nn.Module]:
+        "What a checkpoint keeps, by the name of its file: all that a step changes, counters (buffers) included."
+        kept = {"student": nn.ModuleDict(self.modules()), "teacher": self.teacher}
+        return {name: module for name, module in kept.items() if module is not None}
+
+    def classifier(self) -> nn.Linear | None:
+        "The trained classifier as it is used after training; None: the zero-shot head of the student."
+        return self.head
 
     def trained(self) -> list[nn.Parameter]:
         "What the optimizer moves."
@@ -62,8 +76,12 @@ class Objective:
         for module in self.modules().values(): module.train(mode)
 
     def needs(self, step: int) -> tuple[str, ...]:
-        "Features for the loss of this step, counted from 0: image, text, and the same of teacher_ and reference_."
+        """Features for the loss of this step, counted from 0: image, text, and the same of teacher_ and reference_;
+        input: the batch as it was loaded."""
         raise NotImplementedError
+
+    def before_step(self, step: int) -> None:
+        "What happens before this step, counted from 0: once for the whole batch, the same in every process."
 
     def loss(
         self,
@@ -94,6 +112,7 @@ class Stage:
     objective: Objective
     name: str = "train"  # in train.tsv and in checkpoints; the last stage of a method has this one
     lr: float | None = None  # peak learning rate; None: that of the settings
+    on_features: bool = False  # trained on features instead of images: the reference's, in evaluation's transform
 
 # %% ../../nbs/1_method/methods/00_base.ipynb #50375ae0
 @dataclass(frozen=True)
@@ -110,7 +129,14 @@ class Method:
     marker: str = "X"
     filled: bool = True  # whether its marker is
     order: float = 100  # position in tables
+    usual: bool = True  # whether a comparison makes it if no methods are named
+    like: str = ""  # a method whose defaults a benchmark means, too, where it has none for this one
+    bases: Callable[[Any], list[dict]] | None = None  # settings -> what the runs it is made from are asked
+    derive: Callable[[Start, list], Any] | None = None  # the result, made from those of these runs
     seeded: bool = True  # whether seeds make a difference
+    source: str = ""  # where it was published
+    proof: str = ""  # what is shown to equal the public code, and how
+    departs: str = ""  # where it departs from the public code or the paper, and what that is worth
     reference: str = ""  # what commands call it: the name, or module:NAME
 
     def __post_init__(self):
@@ -129,6 +155,19 @@ class Method:
 
     @property
     def trains(self) -> bool: return self.stages is not None
+
+    @property
+    def derived(self) -> bool: return self.derive is not None
+
+    @property
+    def untouched(self) -> bool:
+        "Whether it leaves the zero-shot model as it is."
+        return not self.trains and not self.derived
+
+    @property
+    def contrastive(self) -> bool:
+        "Whether it learns from captions, of whatever origin."
+        return self.uses("pairs")
 
     def uses(self, name: str) -> bool: return name in self.known
 
@@ -153,6 +192,24 @@ def find_method(
     method = load_object(reference, Method)
     if method.name not in known: return replace(method, reference=reference)
     raise UserError(f"{reference} is called {method.name!r}, as a built-in method is; give it another name")
+
+# %% ../../nbs/1_method/methods/00_base.ipynb #51cfff52
+@dataclass
+class TermSettings:
+    "Weights of CaRot's terms (paper, Section 4)."
+    orthogonality_coef: float = setting(0.2, "weight of the orthogonality constraint (OC)", low=0, group="method")
+    cross_norm_coef: float = setting(0.05, "weight of the norm of the product of the projections", low=0,
+                                     group="method")
+    distillation_coef: float = setting(1.5, "weight of self-distillation (SD)", low=0, group="method")
+
+# %% ../../nbs/1_method/methods/00_base.ipynb #dfe6f3cd
+def benchmark_defaults(
+    method: Method,
+    spec: BenchmarkSpec | None,  # None: a benchmark of which nothing is known
+) -> dict[str, Any]:
+    "What a benchmark says for a method, for one that it is like, or for all."
+    if spec is None: return {}
+    return spec.defaults_for(method.name if method.name in spec.method_defaults else method.like)
 
 # %% ../../nbs/1_method/methods/00_base.ipynb #1e5caf9d
 def default_settings(

@@ -21,7 +21,7 @@ from torch import nn
 
 from ..clip import load_clip
 from ..core import UserError
-from ..data import Benchmark, CaptionedImages, load_benchmark
+from ..data import Benchmark, CaptionedImages, load_benchmark, prepare
 from ..engine.devices import hardware, make_accelerator
 from ..engine.large_batches import parse_micro_batch_size
 from ..methods.base import Objective, Stage, Start
@@ -45,6 +45,7 @@ class Step:
     kept: int  # bytes of weights that a checkpoint has, and the finished run
     trained: int  # bytes of weights that learn
     again: float  # how many times as long a step takes when it is cut into micro-batches
+    once: float = 0.0  # seconds for each image before the first step, where features are computed once
 
 def nbytes(
     modules: Iterable[nn.Module],
@@ -85,7 +86,11 @@ def time_step(
     repeats: int = 3,  # steps; the fastest counts
 ) -> Step:
     "Makes some steps of a stage, the second and later ones of a run, in which a teacher is asked."
-    objective, device, seconds = stage.objective, accelerator.device, []
+    objective, device, seconds, once = stage.objective, accelerator.device, [], 0.0
+    if stage.on_features:
+        began = time.perf_counter()
+        batch = (objective.models["reference"].encode_image(batch[0]).detach(), *batch[1:])
+        once = (time.perf_counter() - began) / len(batch[0])
     modules = [*objective.modules().values(), *objective.models.values()]
     optimizer = torch.optim.AdamW(objective.trained(), lr=1e-9)
     kept = nbytes([*objective.modules().values(), *([objective.teacher] if objective.teacher else [])])
@@ -102,7 +107,8 @@ def time_step(
         activations = activations or sum(found.kept.values())
     if device.type == "cuda":  # what else there was for a moment
         activations = max(activations, torch.cuda.max_memory_allocated(device) - fixed)
-    return Step(stage.name, len(batch[0]), min(seconds), activations, fixed, kept, trained, cost_again(objective))
+    again = cost_again(objective)
+    return Step(stage.name, len(batch[0]), min(seconds), activations, fixed, kept, trained, again, once)
 
 # %% ../../nbs/4_runs/04_estimate.ipynb #855477f3
 def load_batch(
@@ -187,7 +193,8 @@ def needs(
         memory = max(memory, step.fixed + step.activations / step.batch * at_once)
         checkpoint = max(checkpoint, step.kept + 2 * step.trained)
         again = step.again if at_once < batch else 1
-        training += settings.epochs * seconds(n, again * step.seconds / step.batch)
+        if step.once: training += seconds(n, step.once) + settings.epochs * n * step.seconds / step.batch
+        else: training += settings.epochs * seconds(n, again * step.seconds / step.batch)
     kept = max((step.kept for step in found.steps), default=0) + score_bytes(benchmark)
     tested = len(benchmark.val) + sum(len(s) for s in benchmark.eval.values())
     return Needs(memory, free_memory(found.device), kept + 3 * checkpoint, kept, free_disk(run), training,
@@ -254,8 +261,8 @@ def measure(
     settings = run.settings
     clip, train_transform, eval_transform, tokenizer = load_clip(settings.model, settings.pretrained)
     with warnings.catch_warnings(action="ignore"):  # they were said when the sets were looked at
-        benchmark = load_benchmark(settings.benchmark, settings.root, eval_transform, train_transform,
-                                   list_values(settings.eval_sets, str) or None)
+        benchmark = prepare(load_benchmark(settings.benchmark, settings.root, eval_transform, train_transform,
+                                           list_values(settings.eval_sets, str) or None), settings)
     accelerator, n = make_accelerator(settings.device, settings.precision), len(benchmark.train)
     at_once = images_at_once(settings, n) if run.method.trains else min(8, n)
     try:
@@ -283,7 +290,7 @@ def speeds(
     found: Measured,
 ) -> str:
     "How fast images are trained on, predicted and loaded."
-    trained = sum(step.seconds / step.batch for step in found.steps)
+    trained = sum(step.once + step.seconds / step.batch for step in found.steps)
     workers = run.settings.workers
     by = f"each of {workers} loader processes" if workers else "the same process (workers=0)"
     return ", ".join([*([f"{1 / trained:.1f} images/s trained"] if trained else []),
