@@ -34,7 +34,7 @@ def published_figures(
     found = spec.published(metric.name)
     shifts = [name for name in found if name not in ABOUT][1:]  # after the ID set
     columns = [*found.columns.drop("remark"), AVERAGE, "remark"]
-    return found.assign(**{AVERAGE: found[shifts].mean(axis=1)})[columns]
+    return found.assign(**{AVERAGE: found[shifts].mean(axis=1, skipna=False)})[columns]
 
 def published_metrics(
     spec: BenchmarkSpec,

@@ -12,37 +12,46 @@ import carot
 from ..core import lazy, unknown
 
 # %% auto #0
-__all__ = ['COLUMNS', 'REMARKS', 'ZERO_SHOT', 'read_reported', 'reported_figures', 'zero_shot']
+__all__ = ['NAMES', 'COLUMNS', 'MODEL', 'REMARKS', 'ZERO_SHOT', 'read_reported', 'reported_figures', 'zero_shot']
 
 # %% ../../nbs/2_benchmarks/08_published.ipynb #5bca0209
 if TYPE_CHECKING: import pandas as pd
 else: pd = lazy("pandas")
 
 # %% ../../nbs/2_benchmarks/08_published.ipynb #68314e4b
-def read_reported() -> pd.DataFrame:  # source, method, batch (of training), metric, a column per set
+NAMES = {"static-sd": "carot-still"}  # what a method is called there, and here
+
+def read_reported() -> pd.DataFrame:  # source, method, batch (of training), metric, a column per set, model
     "All figures, from the clone or from the installed package."
     package = Path(carot.__file__).parent
     folder = next(place for place in (package.parent/"expt_logs"/"reported", package/"reported") if place.is_dir())
-    return pd.read_csv(folder/"reported.tsv", sep="\t", dtype={"batch": str})
+    table = pd.read_csv(folder/"reported.tsv", sep="\t", dtype={"batch": str}).replace({"method": NAMES})
+    sets = table.columns.drop(["source", "method", "batch", "metric", "model"])
+    return table.assign(**{name: pd.to_numeric(table[name], errors="coerce") for name in sets})  # "-": not given
 
 # %% ../../nbs/2_benchmarks/08_published.ipynb #c3fecaba
 COLUMNS = {"accuracy": "accuracy", "batched_ece": "ece_batched"}  # a metric's name here and in the file
+MODEL = "ViT-B/16"  # the one of most rows
 REMARKS = {  # source, method, batch: what is known about a row
     ("open_clip", "zs", "-"): "ObjectNet with another crop and class mapping",
     ("reproduction", "zs_as_logged", "512"):
         "not zero-shot, though logged as such: figures of a CaRot run at batch 256",
     ("reproduction", "carot", "256"): "doubtful: nearly equal to the row logged as zero-shot",
     ("reproduction", "ft", "512"): "learning rate 1e-5; the authors' script has 3e-5",
+    ("tracer_table6_rn50", "carot", "512"): "as transcribed; doubtful: the ECE of Sketch repeats that of A",
 }
 
 def reported_figures(
     metric: str,  # "accuracy" or "batched_ece"
+    model: str = MODEL,  # as tables call it
 ) -> pd.DataFrame:  # source, method, batch (of training), a column per set, remark
     "Published figures of one metric, as transcribed. Raises `UserError` for a metric that nobody reported."
     if metric not in COLUMNS: raise unknown("published metric", metric, list(COLUMNS))
-    table = read_reported().query(f"metric == '{COLUMNS[metric]}'").drop(columns="metric").reset_index(drop=True)
+    table = read_reported().query(f"metric == '{COLUMNS[metric]}' and model == '{model}'")
+    table = table.drop(columns=["metric", "model"]).reset_index(drop=True)
+    def usual(source): return "as transcribed" if source.startswith(("paper", "tracer_table")) else ""
     rows = zip(table.source, table.method, table.batch)
-    return table.assign(remark=[REMARKS.get(row, "as transcribed" if row[0] == "paper" else "") for row in rows])
+    return table.assign(remark=[REMARKS.get(row, usual(row[0])) for row in rows])
 
 # %% ../../nbs/2_benchmarks/08_published.ipynb #81f1160a
 ZERO_SHOT = {("ViT-B-16", "openai"), ("ViT-B-16-quickgelu", "openai")}  # models and weights that the row is about
