@@ -32,7 +32,7 @@ class CaRotSettings(TeacherSettings, TermSettings, ContrastiveSettings):
 # %% ../../nbs/1_method/methods/04_carot.ipynb #08d963de
 class CaRot(Contrastive):
     "Contrastive loss, orthogonality, cross norm, and self-distillation from a teacher."
-    terms = ("contrastive", "orthogonality", "cross_norm", "distillation", "momentum")
+    terms: tuple[str, ...] = ("contrastive", "orthogonality", "cross_norm", "distillation", "momentum")
 
     def __init__(
         self,
