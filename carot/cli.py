@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import difflib
 import os
 import re
 import sys
@@ -22,15 +23,17 @@ from .config import RunSettings, Setting, describe, parse, parse_settings
 from .core import UserError, unknown
 from .data import benchmark_spec, built_in_benchmarks
 from .engine.signals import Stopped
-from .methods.base import Method, all_methods, find_method, settings_of
-from .runs.settings import GROUPS, KINDS, list_values, notebook_parameters, notebook_path, trailing_comments
+from .methods.base import Method, all_methods, benchmark_defaults, default_settings, find_method
+from .runs.settings import (GROUPS, KINDS, list_values, notebook_parameters, notebook_path, trailing_comments,
+                                 usual_methods)
+from .translate import hint
 
 # %% auto #0
 __all__ = ['COMMANDS', 'HELP', 'REQUIRED', 'FILES', 'Command', 'listed', 'help_text', 'function_source', 'function_options',
            'peek', 'asked_methods', 'spell_value', 'spell_defaults', 'Options', 'own_group', 'run_options', 'spell_own',
            'notebook_options', 'settings_option', 'command_options', 'within', 'Parser', 'flag', 'add_switch',
-           'add_option', 'add_options', 'command_parser', 'read_words', 'whole_parser', 'print_completion',
-           'read_command', 'exit_code', 'main', 'call']
+           'add_option', 'add_options', 'command_parser', 'unknown_option', 'read_words', 'whole_parser',
+           'print_completion', 'split_rest', 'read_command', 'exit_code', 'main', 'call']
 
 # %% ../nbs/6_use/02_cli.ipynb #8d0c8321
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Command:
     word: str = ""  # the parameter that is given without its name
     pattern: str = ""  # what that looks like
     prints: bool = False  # whether what the function returns is printed
+    rest: str = ""  # the parameter that takes what follows `--`
 
 # %% ../nbs/6_use/02_cli.ipynb #23f04f51
 COMMANDS = {
@@ -59,6 +63,9 @@ COMMANDS = {
     "predict": Command("carot.predict:classify_files", "classes and calibrated confidences of new images"),
     "shrink": Command("carot.benchmarks.shrink:shrink_images", "a training set of small images, which loads faster",
                       prints=True),
+    "translate": Command("carot.translate:translate_command",
+                         "a command of the public code, of CaRot or FLYP, becomes one of carot, flag by flag",
+                         pattern="python src/main.py --FLAG VALUE ...", rest="words"),
     "completion": Command("carot.cli:print_completion", "a script that completes carot's commands in a shell",
                           word="shell", pattern="bash|zsh|tcsh"),
 }
@@ -94,6 +101,7 @@ examples
   carot predict --checkpoint expt_logs/my/carot/seed=1 --images new/
   carot check --benchmark imagenet --root /data        ImageNet and its five shifts
   carot reproduce --benchmark imagenet --root /data
+  carot translate -- python src/main.py --train-dataset=ImageNet --lr 1e-5 --wd 0.1 --method carot
   eval "$(carot completion bash)"                      commands and options complete with Tab
 
 results
@@ -164,8 +172,10 @@ def asked_methods(
 ) -> list[Method]:  # empty: none is named
     "The methods that a command line names."
     in_grid = re.search(r"(?:^|;)\s*method\s*=([^;]*)", peek(words, "grid") or "")
-    text = peek(words, "methods") or peek(words, "method") or (in_grid[1] if in_grid else "")
-    return [find_method(name) for name in list_values(text, str)]
+    names = list_values(peek(words, "methods") or peek(words, "method") or (in_grid[1] if in_grid else ""), str)
+    every = list(all_methods().values()) if "all" in names else []
+    found = every + [find_method(name) for name in names if name != "all"]
+    return list({method.name: method for method in found}.values())
 
 # %% ../nbs/6_use/02_cli.ipynb #f55b2f34
 def spell_value(value: Any) -> str:
@@ -196,26 +206,29 @@ class Options:
     def without(self, *names: str) -> Options:
         return Options({name: about for name, about in self.known.items() if name not in names}, self.shown)
 
-def own_group(about: Setting, method: Method) -> Setting:
-    "A setting of one method under a heading of its own."
-    return replace(about, group=f"{method.title} alone") if about.group == "method" else about
+def own_group(
+    about: Setting,
+    users: Sequence[str],  # methods at hand that have it
+) -> Setting:
+    "A setting that not every trained method has, under a heading that names those which do."
+    return replace(about, group=f"for {', '.join(users)}") if about.group == "method" and users else about
 
 # %% ../nbs/6_use/02_cli.ipynb #4e0fef3f
 def run_options(
     words: Sequence[str],  # of the command line
-    compared: bool = False,  # whether all methods are meant if none is named
+    compared: bool = False,  # whether the usual methods are meant if none is named
 ) -> Options:
     "The settings of a run: all that some method has, and for the help those of the methods and the benchmark at hand."
-    asked, known = asked_methods(words), {}
-    names = [method.name for method in asked]
-    methods = asked + [method for name, method in all_methods().items() if name not in names]
-    for method in methods:
-        for name, about in method.known.items(): known.setdefault(name, own_group(about, method))
+    asked, usual = asked_methods(words), describe(RunSettings)["method"].default
+    at_hand, known = asked or usual_methods(), {}
+    tables = {method.name: method.known for method in [*at_hand, *all_methods().values()]}
+    for name, about in [item for table in tables.values() for item in table.items()]:
+        if name in known: continue
+        known[name] = own_group(about, [method.name for method in at_hand if name in tables[method.name]])
     spec = benchmark_spec(peek(words, "benchmark") or describe(RunSettings)["benchmark"].default)
-    defaults = {method.name: settings_of(method, spec.defaults_for(method.name), {})[1] for method in asked or methods}
-    usual = describe(RunSettings)["method"].default
+    defaults = {method.name: default_settings(method, benchmark_defaults(method, spec)) for method in at_hand}
     def values(name):
-        users = {method.name: getattr(defaults[method.name], name) for method in asked or methods if method.uses(name)}
+        users = {method: own[name] for method, own in defaults.items() if name in own}
         return users if asked or compared or usual not in users else {usual: users[usual]}
     shown = {name: spell_defaults(values(name), about.unit) for name, about in known.items() if values(name)}
     return Options(known, shown)
@@ -304,7 +317,7 @@ def add_options(
     parser: argparse.ArgumentParser,
     options: Options,
 ) -> dict[str, argparse.Action]:  # those that take a value
-    "Adds options in groups: first those of the command, and those of one method alone where methods' own are."
+    "Adds options in groups: first those of the command; those that not all methods have stand where methods' own do."
     order = ("this command", *GROUPS)
     def place(about): return order.index(about.group if about.group in order else "method")
     groups, actions = {}, {}
@@ -324,15 +337,27 @@ def command_parser(
     "The parser of one command."
     about = COMMANDS[command]
     word = f" [{about.word.upper()}]" if about.word == "notebook" else f" {about.pattern}" if about.word else ""
+    rest = f" -- {about.pattern}" if about.rest else ""
     more = f"In brackets: the default{' of this benchmark and method' * (about.options == 'run')}."
     text = ast.get_docstring(function_source(about.function)[0])
-    parser = Parser(prog=f"carot {command}", usage=f"carot {command}{word} [--OPTION VALUE ...]", allow_abbrev=False,
-                    description=f"{text} {more}",
+    parser = Parser(prog=f"carot {command}", usage=f"carot {command}{word} [--OPTION VALUE ...]{rest}",
+                    allow_abbrev=False, description=f"{text} {more}",
                     formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32))
     add_options(parser, options)
     return parser
 
 # %% ../nbs/6_use/02_cli.ipynb #235ad9fe
+def unknown_option(
+    command: str,
+    word: str,  # "--epoch"
+    options: Options,
+) -> UserError:
+    "The error for an option that does not exist: what it may have been meant to be."
+    near = " or ".join(map(repr, difflib.get_close_matches(word, map(flag, options.known), n=2, cutoff=0.7)))
+    meant = hint(word, options.known) or (f"did you mean {near}?" if near else "")
+    return UserError(f"unknown option {word!r}{f' ({meant})' if meant else ''}; see carot {command} --help")
+
+# %% ../nbs/6_use/02_cli.ipynb #8890ca73
 def read_words(
     command: str,
     words: Sequence[str],
@@ -341,7 +366,7 @@ def read_words(
     "Reads a command's options. Raises `UserError` for an unknown one, a wrong type, or one that is missing."
     text, rest = command_parser(command, options).parse_known_args(words)
     if rest and rest[0].startswith("-"):
-        raise unknown("option", rest[0].partition("=")[0], list(map(flag, options.known)))
+        raise unknown_option(command, rest[0].partition("=")[0], options)
     if rest: raise UserError(f"unexpected argument {rest[0]!r}; see carot {command} --help")
     found = {name: parse(options.known[name], value) for name, value in vars(text).items()}
     for name, about in options.known.items():
@@ -358,7 +383,8 @@ def whole_parser(
     "All commands with all their options."
     parser = Parser(prog="carot")
     commands = parser.add_subparsers()
-    names = {"method": list(all_methods()), "methods": list(all_methods()), "benchmark": list(built_in_benchmarks())}
+    methods = list(all_methods())
+    names = {"method": methods, "methods": [*methods, "all"], "benchmark": list(built_in_benchmarks())}
     for name, about in COMMANDS.items():
         command = commands.add_parser(name, help=about.summary)
         if about.word == "shell": command.add_argument(about.word, choices=about.pattern.split("|"))
@@ -377,15 +403,28 @@ def print_completion(
     print(shtab.complete(whole_parser(shtab.FILE), shell))
 
 # %% ../nbs/6_use/02_cli.ipynb #8068156b
+def split_rest(
+    about: Command,
+    words: Sequence[str],
+) -> tuple[list[str], dict[str, list[str]]]:  # its own; those that it hands on, if it does, by the parameter's name
+    "The words of a command before and after `--`; without one, the others begin with the first that is no option."
+    words = list(words)
+    if not about.rest: return words, {}
+    places = [place for place, word in enumerate(words) if not word.startswith("--") or word == "--"]
+    begin = places[0] if places else len(words)
+    return words[:begin], {about.rest: words[begin + (words[begin:begin + 1] == ["--"]):]}
+
+# %% ../nbs/6_use/02_cli.ipynb #6c551f6b
 def read_command(
     command: str,
     words: Sequence[str],
 ) -> dict[str, Any]:  # arguments of its function
     "What a command line asks for. Raises `UserError`."
     if command not in COMMANDS: raise unknown("command", command, list(COMMANDS))
-    about, words = COMMANDS[command], [re.sub(r"^--\w+", lambda m: m[0].replace("_", "-"), word) for word in words]
+    about, (words, rest) = COMMANDS[command], split_rest(COMMANDS[command], words)
+    words = [re.sub(r"^--\w+", lambda m: m[0].replace("_", "-"), word) for word in words]
     given = {about.word: words.pop(0)} if about.word and words and re.fullmatch(about.pattern, words[0]) else {}
-    found = given | read_words(command, words, command_options(command, words, given.get("notebook")))
+    found = given | rest | read_words(command, words, command_options(command, words, given.get("notebook")))
     if about.word and about.word != "notebook" and not given:
         raise UserError(f"carot {command} needs one of {about.pattern.replace('|', ', ')}")
     return found

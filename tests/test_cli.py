@@ -73,14 +73,16 @@ sys.exit(f"{{heavy}}" if heavy else "slow" if time.process_time() - began > 1 el
 REFUSED = [
     ("reprodcue", "did you mean 'reproduce'"), ("--benchmark glyphs", "unknown command '--benchmark'"),
     ("run --epoch 3", "unknown option '--epoch' (did you mean '--epochs'?)"),
-    ("run --batch_sise=3", "did you mean '--batch-size'"),
+    ("run --batch_sise=3", "did you mean '--batch-size'"), ("run --nonsense", "'--nonsense'; see carot run --help"),
+    ("run --wd 0.1", "(--wd is --weight-decay here)"), ("reproduce --ls 0.1", "(--ls is --label-smoothing here)"),
+    ("reproduce --ema_up_freq 5", "--ema_up_freq is --teacher-update-every here"), ("run --exp_name x", "unnecessary"),
     ("run --epochs three", "epochs takes int, not 'three' (epochs: passes over"), ("run --epochs 3.0", "takes int"),
     ("run --lr nan", "takes float, not nan"), ("run --lr", "expected one argument"), ("run all", "unexpected argument"),
     ("run --method crot", "did you mean 'carot'"), ("run --benchmark glyph", "did you mean 'glyphs'"),
     ("run --root nowhere", "no folder 'nowhere'"), ("run --out file/deeper", "file is a file"),
     ("run --device tpu", "unknown device"), ("run --precision half", "unknown precision"),
     ("run no.ipynb", "there is no notebook"),
-    ("run --method ft --distillation-coef 1", "ft does not use distillation_coef"), ("run --seeds 2", "mean '--seed'"),
+    ("run --method lp --distillation-coef 1", "lp does not use distillation_coef"), ("run --seeds 2", "mean '--seed'"),
     ("run --settings epoch=3", "did you mean 'epochs'"), ("run --settings epochs", "cannot read 'epochs'"),
     ("run --method no_module:MINE", "cannot take 'MINE' from 'no_module'"), ("run --method json:loads", "not a Method"),
     ("reproduce --method ft", "did you mean '--methods'"), ("reproduce --methods ft,flip", "did you mean 'flyp'"),
@@ -88,7 +90,9 @@ REFUSED = [
     ("reproduce --benchmark glyph", "did you mean"), ("reproduce --methods zs --lr 1", "none of the methods zs uses"),
     ("reproduce --preflight=maybe", "preflight takes bool"), ("report --selct x", "did you mean '--select'"),
     ("report", "no runs in expt_logs/glyphs"), ("report --benchmark x", "no runs in"), ("sweep", "grid"),
-    ("predict --images x", "needs --checkpoint"), ("completion", "one of bash, zsh"), ("completion fish", "unexpected"),
+    ("predict --images x", "needs --checkpoint"), ("translate", "needs a command of the public code"),
+    ("translate -- --l_orth_wv $OC", "takes a number, not the shell variable"), ("translate --lr 1", "unknown option"),
+    ("completion", "one of bash, zsh"), ("completion fish", "unexpected"),
 ]
 
 
@@ -116,9 +120,25 @@ def test_help_has_defaults_of_method_and_benchmark(clone):
     assert "--on-bad-image {stop,skip}" in probe and "--precision {auto,fp32,bf16,fp16}" in probe
     compared = shown("reproduce", "--methods=lp,ft")
     assert "peak learning rate [0.01 (lp), 0.0003 (ft)]" in compared and "--seeds INT" in compared
-    assert "CaRot alone: --orthogonality-coef" in shown("run", "--method", "carot", "--benchmark", "glyphs")
+    assert "for carot: --train-towers" in shown("run", "--method", "carot", "--benchmark", "glyphs")
+    both = shown("reproduce", "--methods", "ft,carot,lp-ft")
+    assert "for ft, carot:" in both and "for lp-ft: --probe-lr" in both and "for carot: --train-towers" in both
     assert "[0.01 (lp), 0.0003 (ft)]" in shown("sweep", "--grid", "method=lp,ft;seed=1,2")
     assert "--method" not in compared.replace("--methods", "") and "--no-preflight" in compared
+
+
+def test_all_methods_are_named_by_a_word(clone):
+    out = carot_command(clone, "reproduce", "--methods", "all", "--help")[1]
+    own = {name for method in all_methods().values() for name in method.own}
+    assert own and all(f"--{name.replace('_', '-')}" in out for name in own)
+
+
+def test_a_public_command_is_translated(clone):
+    public = "python src/main.py --train-dataset=ImageNet --data-location=d --wd 0.2 --run 2 --method carot".split()
+    code, out, err = carot_command(clone, "translate", "--", *public)
+    assert (code, err) == (0, "") and out.startswith("carot run --method carot --benchmark imagenet --root d")
+    assert all(word in out for word in ("--weight-decay 0.2", "--seed 2", "--full-batches", "--distillation-coef 0"))
+    for words in (public, [" ".join(public)]): assert carot_command(clone, "translate", *words) == (0, out, "")
 
 
 def test_a_notebook_has_its_own_parameters(clone):
