@@ -6,28 +6,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import count, islice
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from .core import UserError, lazy, load_object, spell, unknown
 
 # %% auto #0
-__all__ = ['Images', 'EvalSet', 'Benchmark', 'ArrayImages', 'BadImage', 'image_name', 'read_image', 'sample_seeds',
-           'CaptionedImages', 'EpochBatches', 'BenchmarkSpec', 'benchmark_modules', 'built_in_benchmarks',
-           'benchmark_spec', 'load_benchmark']
+__all__ = ['FORMATS', 'LARGEST_FILE', 'OTHER_KINDS', 'TEMPLATE_SETS', 'Images', 'EvalSet', 'Benchmark', 'ArrayImages', 'BadImage',
+           'white_of', 'to_rgb', 'open_regular', 'bad_image', 'read_image', 'look_below', 'image_name', 'sample_seeds',
+           'CaptionedImages', 'stream', 'EpochBatches', 'BenchmarkSpec', 'benchmark_modules', 'built_in_benchmarks',
+           'benchmark_spec', 'load_plain', 'load_benchmark', 'plain_images', 'read_lines', 'named_templates',
+           'image_labels', 'draw_shots', 'with_shots', 'prepare']
 
 # %% ../nbs/1_method/02_data.ipynb #5a94bb0f
-if TYPE_CHECKING: import torch
-else: torch = lazy("torch")
+if TYPE_CHECKING:
+    import open_clip
+    import torch
+else: open_clip, torch = lazy("open_clip"), lazy("torch")
 
 # %% ../nbs/1_method/02_data.ipynb #e123df7c
 class Images(Protocol):
@@ -69,6 +76,10 @@ class Benchmark:
     eval: dict[str, EvalSet]  # evaluation sets by name, in report order
     note: str = ""  # what a reader of its results must know; printed in the report
     spec: BenchmarkSpec | None = None  # what was known of it before it was loaded
+    transform: Callable | None = None  # what `load_benchmark` was given for evaluation images
+    train_transform: Callable | None = None  # and for training images
+    loaded: Images | None = None  # `train` as it was loaded
+    plain: Callable[[], Images] | None = None  # the same images transformed as for evaluation; None: `train` is
 
     def __post_init__(self):
         if not self.classnames: raise UserError(f"benchmark {self.name!r} has no classes")
@@ -109,31 +120,89 @@ class ArrayImages:
         image = Image.fromarray(np.ascontiguousarray(self.images[index].transpose(1, 2, 0)))
         return (self.transform(image) if self.transform else image), int(self.labels[index])
 
-# %% ../nbs/1_method/02_data.ipynb #20066543
+# %% ../nbs/1_method/02_data.ipynb #4dcd8e0b
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")  # PIL's names of what is read
+LARGEST_FILE = 2**30  # bytes: more than any image that PIL opens
+OTHER_KINDS = {b"GIF8": "GIF", b"%!PS": "PostScript", b"\xc5\xd0\xd3\xc6": "PostScript", b"%PDF": "PDF"}  # first bytes
+
 class BadImage(UserError):
     "An image that cannot be read. The message names it."
 
+# %% ../nbs/1_method/02_data.ipynb #5715acf6
+def white_of(
+    image: Image.Image,  # as it was opened
+) -> float | None:  # None: eight bits or fewer per channel
+    "The value that is white in a grey image of higher precision. Raises `ValueError` if that is not known."
+    if image.mode.startswith("I;16"): return 4095 if getattr(image, "tag_v2", {}).get(258) == (12,) else 65535
+    if image.mode == "F": return 1
+    if image.mode != "I": return None
+    if image.format in ("PNG", "PPM"): return 65535  # PIL scales them to that
+    raise ValueError("whole numbers of 32 bits have no agreed white; save it with 8 or 16 bits")
+
+def to_rgb(
+    image: Image.Image,
+) -> Image.Image:  # RGB, eight bits per channel
+    "An image decoded. Raises what PIL raises, and `ValueError` for values that are no brightness."
+    white = white_of(image)
+    if white is None: return image.convert("RGB")
+    values = np.asarray(image)
+    if not ((values >= 0) & (values <= white)).all():
+        raise ValueError(f"it has values outside 0 to {white}, whose white is not known; save it with 8 or 16 bits")
+    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert("RGB")
+
+# %% ../nbs/1_method/02_data.ipynb #768bd2a4
+def open_regular(
+    path: str | Path,
+) -> BinaryIO:
+    "A file, opened. Raises `OSError`, and `ValueError` for what is no regular file or too large for an image."
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode): raise ValueError("it is no regular file")
+    if found.st_size > LARGEST_FILE: raise ValueError(f"its {found.st_size / 1e9:,.1f} GB are too many for an image")
+    return open(path, "rb")
+
+def bad_image(
+    name: str | Path,  # of the file
+    error: Exception,  # what reading it raised: decoders raise OSError, SyntaxError, ValueError, struct.error and more
+    head: bytes | None,  # its first bytes; None: it could not be opened
+) -> BadImage:
+    "The error of one line for an image that cannot be read."
+    other = next((kind for start, kind in OTHER_KINDS.items() if head and head.startswith(start)), None)
+    if head == b"": reason = "the file is empty"
+    elif other: reason = f"it is {other}; JPEG, PNG, WebP, BMP, TIFF and PPM are read"
+    else: reason = getattr(error, "strerror", None) or str(error).split(" <_io")[0] or type(error).__name__
+    shown = str(name) if str(name).isprintable() else repr(str(name))
+    return BadImage(f"cannot read image {shown}: {' '.join(reason.split())}")
+
+# %% ../nbs/1_method/02_data.ipynb #7417545c
+def read_image(
+    path: str | Path,
+) -> Image.Image:  # RGB
+    "A decoded image. Raises `BadImage`."
+    head = None
+    try:
+        with open_regular(path) as file:
+            head = file.read(4)
+            file.seek(0)
+            with Image.open(file, formats=FORMATS) as image: return to_rgb(image)
+    except MemoryError: raise
+    except Exception as error: raise bad_image(path, error, head) from None
+
 # %% ../nbs/1_method/02_data.ipynb #2d5a8955
+def look_below(
+    dataset: Any,  # `Images`, or a `Subset` of such, or a `Subset` of that
+    index: int,
+) -> tuple[Any, int]:
+    "The data set that all `Subset`s are of, and the index there."
+    while hasattr(dataset, "indices"): index, dataset = dataset.indices[index], dataset.dataset
+    return dataset, index
+
 def image_name(
     dataset: Any,  # `Images`, or a `Subset` of such
     index: int,
 ) -> str:
     "The file of an image, if its dataset has a method `path` that tells; else its number."
-    while hasattr(dataset, "indices"): index, dataset = dataset.indices[index], dataset.dataset  # a Subset
+    dataset, index = look_below(dataset, index)
     return str(dataset.path(index)) if hasattr(dataset, "path") else f"image {index}"
-
-# %% ../nbs/1_method/02_data.ipynb #237b9590
-def read_image(
-    path: str | Path,
-) -> Image.Image:  # RGB
-    "A decoded image. Raises `BadImage`."
-    try:
-        with Image.open(path) as image: return image.convert("RGB")
-    except MemoryError: raise
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        empty = os.path.isfile(path) and not os.path.getsize(path)
-        reason = "the file is empty" if empty else " ".join(str(error).replace(repr(str(path)), "").split())
-        raise BadImage(f"cannot read image {path}: {reason}") from None
 
 # %% ../nbs/1_method/02_data.ipynb #9b93c69b
 def sample_seeds(
@@ -158,6 +227,7 @@ class CaptionedImages:
         self.train, self.seed, self.on_bad_image = benchmark.train, seed, on_bad_image
         self.skipped: dict[int, str] = {}  # index -> file, kept by the training loop
         self.classnames, self.templates = benchmark.classnames, benchmark.templates
+        self.own_captions = len(self) > 0 and hasattr(look_below(self.train, 0)[0], "caption")
 
     def __len__(self): return len(self.train)
 
@@ -171,8 +241,7 @@ class CaptionedImages:
                 used = (used + 1) % len(self)
                 if self.on_bad_image == "stop" or used == index: raise
             else: break
-        template = self.templates[caption % len(self.templates)]
-        return image, template.format(self.classnames[label]), label, index if used == index else -1 - index
+        return image, self.caption(used, label, caption), label, index if used == index else -1 - index
 
     def read(self, index: int, seed: int):
         "One image, augmented with this seed, and its label. Raises `BadImage`."
@@ -180,9 +249,26 @@ class CaptionedImages:
             torch.default_generator.manual_seed(seed)
             return self.train[index]
 
+    def caption(self, index: int, label: int, number: int) -> str:
+        "The image's own caption, if its data set has a method `caption`; else a template with its class."
+        dataset, below = look_below(self.train, index)
+        if self.own_captions: return dataset.caption(below)
+        return self.templates[number % len(self.templates)].format(self.classnames[label])
+
 # %% ../nbs/1_method/02_data.ipynb #1cb7f601
+def stream(
+    n: int,  # images in the training set
+    seed: int,  # of the run
+    position: int = 0,  # keys that are passed over
+) -> Iterator[tuple[int, int]]:  # (epoch, index)
+    "All images in one order after the other, each drawn from the seed and its epoch."
+    for epoch in count(position // n):
+        order = np.random.default_rng([seed, epoch]).permutation(n)
+        for index in order[max(0, position - epoch * n):]: yield epoch, int(index)
+
+# %% ../nbs/1_method/02_data.ipynb #2bb12e46
 class EpochBatches:
-    "The batches of one epoch: every index once, shuffled, the smaller last batch kept; a `batch_sampler`."
+    "The batches of one epoch, a `batch_sampler`: a pure function of seed, epoch and start."
     def __init__(
         self,
         n: int,  # images in the training set
@@ -190,15 +276,19 @@ class EpochBatches:
         seed: int,  # of the run
         epoch: int,  # counted from 0
         start: int = 0,  # batches to skip
+        full: bool = False,  # the public code's batches, all of one size; else the last of an epoch is smaller
     ):
-        self.order = np.random.default_rng([seed, epoch]).permutation(n)
-        self.batch_size, self.epoch, self.start = batch_size, epoch, start
+        self.n, self.batch_size, self.seed, self.epoch = n, batch_size, seed, epoch
+        self.start, self.full = start, full
+        self.per_epoch = -(-n // batch_size)
 
-    def __len__(self): return -(-len(self.order) // self.batch_size) - self.start
+    def __len__(self): return self.per_epoch - self.start
 
     def __iter__(self):
-        for at in range(self.start * self.batch_size, len(self.order), self.batch_size):
-            yield [(self.epoch, int(i)) for i in self.order[at:at + self.batch_size]]
+        images = self.per_epoch * self.batch_size if self.full else self.n  # of an epoch
+        skipped = self.start * self.batch_size
+        keys = islice(stream(self.n, self.seed, self.epoch * images + skipped), max(0, images - skipped))
+        while batch := list(islice(keys, self.batch_size)): yield batch
 
 # %% ../nbs/1_method/02_data.ipynb #ec93e967
 @dataclass(frozen=True)
@@ -231,10 +321,12 @@ class BenchmarkSpec:
 
 # %% ../nbs/1_method/02_data.ipynb #ed2e3c8e
 @cache
-def benchmark_modules() -> list[ModuleType]:
-    "The modules of `carot.benchmarks` that know a benchmark."
+def benchmark_modules(
+    text: str = "BenchmarkSpec(",  # the default: they know a benchmark
+) -> list[ModuleType]:
+    "The modules of `carot.benchmarks` with some text in their source; no other is imported."
     folder = Path(find_spec("carot.benchmarks").submodule_search_locations[0])
-    files = [file for file in sorted(folder.glob("*.py")) if "BenchmarkSpec(" in file.read_text(encoding="utf-8")]
+    files = [file for file in sorted(folder.glob("*.py")) if text in file.read_text(encoding="utf-8")]
     return [import_module(f"carot.benchmarks.{file.stem}") for file in files]
 
 # %% ../nbs/1_method/02_data.ipynb #9b55272f
@@ -251,14 +343,23 @@ def benchmark_spec(
     built_in = built_in_benchmarks()
     if name_or_path in built_in: return built_in[name_or_path]
     if os.path.isdir(name_or_path):  # unlike Path.is_dir, False for names no file can have
-        folders = next(module for module in benchmark_modules() if hasattr(module, "folder_spec"))
-        return folders.folder_spec(name_or_path)
+        return benchmark_modules("def folder_spec(")[0].folder_spec(name_or_path)
     if any(mark in name_or_path for mark in (os.sep, "/")) or name_or_path.startswith((".", "~")):
         raise UserError(f"there is no folder {name_or_path!r} (parameter benchmark)")
     if ":" in name_or_path: return load_object(name_or_path, BenchmarkSpec)
     raise unknown("benchmark", name_or_path, [*built_in, "module:NAME", "or the path of a folder"])
 
 # %% ../nbs/1_method/02_data.ipynb #ca5c9d5b
+def load_plain(
+    spec: BenchmarkSpec,
+    root: str | Path | None,  # as for `load_benchmark`
+    transform: Callable | None,  # of evaluation images
+    eval_sets: Sequence[str] | None,  # as few as loading bears
+) -> Images:
+    "The training images of a benchmark in the same order, transformed as for evaluation."
+    return spec.load(root, transform, transform, eval_sets).train
+
+# %% ../nbs/1_method/02_data.ipynb #03c3113e
 def load_benchmark(
     name_or_path: str | Path,  # as for `benchmark_spec`
     root: str | Path | None = None,  # folder of a benchmark's files, or of its cache
@@ -272,5 +373,103 @@ def load_benchmark(
         raise UserError(f"benchmark {spec.path!r} is a folder; leave out root={str(root)!r}")
     if root is not None and not Path(root).is_dir():
         raise UserError(f"there is no folder {str(root)!r} (parameter root)")
-    benchmark = spec.load(spec.path or root, transform, train_transform or transform, eval_sets)
-    return replace(benchmark, eval=benchmark.select(eval_sets), spec=spec)
+    root, train_transform = spec.path or root, train_transform or transform
+    benchmark = spec.load(root, transform, train_transform, eval_sets)
+    chosen = benchmark.select(eval_sets)
+    cheapest = sorted(chosen, key=lambda name: not chosen[name].id)[:1] or eval_sets  # the ID set is read anyway
+    return replace(benchmark, eval=chosen, spec=spec, transform=transform, train_transform=train_transform,
+                   loaded=benchmark.train, plain=partial(load_plain, spec, root, transform, cheapest))
+
+# %% ../nbs/1_method/02_data.ipynb #88ff344b
+def plain_images(
+    benchmark: Benchmark,
+) -> Images:  # in the order of its training set
+    "Its training images as evaluation would show them, as far as they are those that were loaded; else as they are."
+    def same(dataset):
+        if dataset is benchmark.loaded and benchmark.plain: return benchmark.plain()
+        if not hasattr(dataset, "indices"): return None
+        below = same(dataset.dataset)
+        return None if below is None else torch.utils.data.Subset(below, dataset.indices)
+    found = same(benchmark.train)
+    return benchmark.train if found is None else found
+
+# %% ../nbs/1_method/02_data.ipynb #2d547ff4
+def read_lines(
+    file: Path,
+) -> list[str]:
+    "Lines of a text file that are not blank, without the spaces around them. Raises `UserError`."
+    try: lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError: raise UserError(f"{file} is not UTF-8 text; save it as such") from None
+    except OSError as error: raise UserError(f"cannot read {file}: {error.strerror}") from None
+    lines = [line.strip() for line in lines if line.strip()]
+    if not lines: raise UserError(f"{file} is empty; fill it or remove it")
+    return lines
+
+# %% ../nbs/1_method/02_data.ipynb #941ec142
+TEMPLATE_SETS: dict[str, Callable] = {
+    "openai": lambda: open_clip.OPENAI_IMAGENET_TEMPLATES,
+    "reduced": lambda: open_clip.SIMPLE_IMAGENET_TEMPLATES,
+    "simple": lambda: ["a photo of a {}.".format],
+}
+
+def named_templates(
+    name: str,  # openai, reduced, simple, or a file
+) -> list[str]:  # each with one {}
+    "Templates by name or from a file. Raises `UserError`."
+    if name in TEMPLATE_SETS: return [template("{}") for template in TEMPLATE_SETS[name]()]
+    if Path(name).is_file(): return read_lines(Path(name))
+    raise unknown("templates", name, [*TEMPLATE_SETS, "or a file with one template a line"])
+
+# %% ../nbs/1_method/02_data.ipynb #86701222
+def image_labels(
+    dataset: Any,  # `Images`, or a `Subset` of such
+) -> np.ndarray:  # integers (N,)
+    "The labels of a data set: what it knows by itself (`labels`, `targets`), else read image by image."
+    if hasattr(dataset, "indices"): return image_labels(dataset.dataset)[np.asarray(dataset.indices, dtype=np.int64)]
+    for name in ("labels", "targets"):
+        known = getattr(dataset, name, None)
+        if known is not None: return np.asarray(known() if callable(known) else known).astype(np.int64)
+    with torch.random.fork_rng(devices=[]):  # transforms may draw random numbers
+        return np.array([dataset[i][1] for i in tqdm(range(len(dataset)), "labels", leave=False)], np.int64)
+
+# %% ../nbs/1_method/02_data.ipynb #39c00aa9
+def draw_shots(
+    labels: np.ndarray,  # (N,)
+    k: int,  # images of each class
+    seed: int,  # of the run
+    classnames: Sequence[str],  # C of them
+) -> np.ndarray:  # C·k indices, ascending
+    "k images a class; those of a smaller k are among them. Raises `UserError` for a class with fewer."
+    drawn = []
+    for label, name in enumerate(classnames):
+        own = np.flatnonzero(labels == label)
+        if len(own) < k: raise UserError(f"shots={k}, but class {name!r} has {len(own)} training images; lower it")
+        drawn.append(np.random.default_rng([seed, label, 1]).permutation(own)[:k])
+    return np.sort(np.concatenate(drawn))
+
+# %% ../nbs/1_method/02_data.ipynb #58f53b2b
+def with_shots(
+    benchmark: Benchmark,
+    k: int,  # images of each class
+    seed: int,  # of the run
+) -> Benchmark:
+    "A benchmark with k training images a class. Raises `UserError` for a class with fewer, and for pairs."
+    labels = image_labels(benchmark.train)
+    if (labels < 0).any(): raise UserError("shots are images of each class, and pairs have no classes; leave one out")
+    indices = draw_shots(labels, k, seed, benchmark.classnames).tolist()
+    if len(indices) == len(labels): return benchmark
+    return replace(benchmark, train=torch.utils.data.Subset(benchmark.train, indices))
+
+# %% ../nbs/1_method/02_data.ipynb #3d9a5f46
+def prepare(
+    benchmark: Benchmark,
+    settings: Any,  # with `templates`, `pairs` and `shots`, as far as a method has them
+) -> Benchmark:
+    "What a run's settings make of a benchmark; twice is the same as once. Raises `UserError`, also without images."
+    templates, pairs, shots = (getattr(settings, name, None) for name in ("templates", "pairs", "shots"))
+    if templates: benchmark = replace(benchmark, templates=named_templates(templates))
+    if pairs: benchmark = benchmark_modules("def with_pairs(")[0].with_pairs(benchmark, settings)
+    if hasattr(settings, "shots") and not len(benchmark.train):  # a method that trains
+        raise UserError(f"benchmark {benchmark.name!r} has no training images; add some, or give a table (pairs)")
+    if shots: benchmark = with_shots(benchmark, shots, getattr(settings, "seed", None) or 0)
+    return benchmark

@@ -84,6 +84,16 @@ def write_tree(root, train=2, quirks=True):
     return covered
 
 
+def write_corrupted(root, folders, wnids=WNIDS, size=8):
+    "Sets of ImageNet-C, an image for each class: `folders` are like fog/3 or, as in its archives, weather/fog/3."
+    for folder in folders:
+        for wnid in wnids:
+            place = Path(root)/folder/wnid
+            place.mkdir(parents=True)
+            image = Image.new("RGB", (size, size), colour(WNIDS.index(wnid)))
+            image.save(place/"ILSVRC2012_val_00000001.JPEG", quality=85)
+
+
 def add_quirks(root):
     "Extra files, folders that are no classes, a broken JPEG."
     train = root/"ILSVRC2012"/"train"

@@ -3,6 +3,7 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -16,7 +17,8 @@ from carot.benchmarks.folders import TEMPLATES, class_names, folder_spec
 from carot.benchmarks.inspect import look_at_sets
 from carot.clip import save_clip
 from carot.core import UserError
-from carot.data import ArrayImages, BadImage, CaptionedImages, benchmark_spec, load_benchmark
+from carot.data import (ArrayImages, BadImage, CaptionedImages, benchmark_spec, image_labels, image_name,
+                        load_benchmark, prepare)
 from carot.evaluate import classifier, predict_sets
 from carot.runs.execute import make_run
 from carot.runs.settings import resolve
@@ -94,6 +96,37 @@ def test_without_a_test_set_val_has_to_do(my):
     assert list(benchmark.eval) == ["validation", "dusk", "fog"] and "no test set" in benchmark.note
     validation = benchmark.eval["validation"]
     assert validation.id and validation.dataset.labels.tolist() == benchmark.val.labels.tolist()
+
+
+def test_a_class_list_without_training_images(my):
+    "classnames.txt says that it is meant: the folder evaluates, and what trains says that it cannot."
+    whole = load_benchmark(my)
+    (my/"train").rename(my.parent/"train")
+    (my/"classnames.txt").write_text("red\nyellow\nsky_blue\tazure\ngreen\n")
+    bare = load_benchmark(my)
+    assert bare.classnames == ["red", "yellow", "azure", "green"] and len(bare.train) == len(bare.plain()) == 0
+    assert {name: len(s) for name, s in bare.eval.items()} == {name: len(s) for name, s in whole.eval.items()}
+    assert bare.eval["dusk"].groups == [[0], [1], [2]] and "pairs" in bare.note
+    assert [report.name for report in look_at_sets(str(my))] == ["val", "test", "dusk", "fog"]
+    with pytest.raises(UserError, match="'my' has no training images"): prepare(bare, SimpleNamespace(shots=None))
+    (my/"classnames.txt").write_text("red\nyellow\ngreen\n")
+    with pytest.raises(UserError, match="no line for the class folder 'sky_blue'"): load_benchmark(my)
+
+
+def test_plain_training_images(my):
+    benchmark = loaded(my)
+    plain = load_benchmark(my, None, PLAIN, CROP, ["dusk"]).plain()
+    assert [plain.path(i) for i in range(120)] == [benchmark.train.path(i) for i in range(120)]
+    assert torch.equal(plain[5][0], PLAIN(Image.open(plain.path(5)).convert("RGB"))) and plain[119][1] == 3
+
+
+def test_few_shots_of_a_folder(my):
+    benchmark = prepare(loaded(my), SimpleNamespace(shots=2, seed=1))
+    break_files(my, *(f"train/red/{i:03d}.png" for i in range(30)))  # nothing is decoded to draw them
+    again = prepare(loaded(my), SimpleNamespace(shots=2, seed=1))
+    assert again.train.indices == benchmark.train.indices
+    assert image_labels(again.train).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert image_name(again.train, 2).endswith(".png") and "train/red" in image_name(again.train, 2)
 
 
 def test_unwanted_sets_are_not_even_listed(my):

@@ -11,27 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import LabelledImages, list_folders
+from .files import ImagePaths, LabelledImages, list_folders
 from .inspect import SetReport, look_at_set
 from .shards import class_dataset
 from ..core import UserError, unknown
-from ..data import Benchmark, BenchmarkSpec, EvalSet, Images
+from ..data import Benchmark, BenchmarkSpec, EvalSet, Images, read_lines
 
 # %% auto #0
-__all__ = ['TEMPLATES', 'DEFAULTS', 'read_lines', 'split_name', 'class_names', 'templates', 'find_sets', 'choose_sets',
-           'eval_set', 'note_on', 'check_filled', 'load', 'look_at_eval_set', 'look_at_folder', 'folder_spec']
+__all__ = ['TEMPLATES', 'DEFAULTS', 'split_name', 'class_names', 'templates', 'find_sets', 'choose_sets', 'eval_set', 'note_on',
+           'check_filled', 'training_images', 'load', 'look_at_eval_set', 'look_at_folder', 'folder_spec']
 
 # %% ../../nbs/2_benchmarks/07_folders.ipynb #fa8c64e9
-def read_lines(
-    file: Path,
-) -> list[str]:
-    "Lines of a text file that are not blank, without the spaces around them."
-    try: lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError: raise UserError(f"{file} is not UTF-8 text; save it as such") from None
-    lines = [line.strip() for line in lines if line.strip()]
-    if not lines: raise UserError(f"{file} is empty; fill it or remove it")
-    return lines
-
 def split_name(
     line: str,  # "folder", or "folder<TAB>name"
 ) -> tuple[str, str]:  # folder and name in captions
@@ -44,12 +34,13 @@ def class_names(
 ) -> dict[str, str]:  # class folder -> name in captions, in the order of the labels
     "The classes of a folder benchmark. Raises `UserError` for names that are missing or read alike."
     root, file = Path(root), Path(root)/"classnames.txt"
-    folders = list_folders(root/"train")
-    if len(folders) < 2: raise UserError(f"{root/'train'} has {len(folders)} class folders; at least two are needed")
+    place = root/"train" if (root/"train").is_dir() else root/"val"
+    folders = list_folders(place)
+    if len(folders) < 2: raise UserError(f"{place} has {len(folders)} class folders; at least two are needed")
     names, seen = {}, {}
     for folder, name in map(split_name, read_lines(file) if file.exists() else folders):
         if folder in names: raise UserError(f"{file} names the folder {folder!r} twice")
-        if folder not in folders: raise unknown(f"folder in {file}, of those in {root/'train'}", folder, folders)
+        if folder not in folders: raise unknown(f"folder in {file}, of those in {place}", folder, folders)
         twin = seen.setdefault(name.lower(), folder)
         if twin != folder: raise UserError(f"the classes {twin!r} and {folder!r} are both called {name.lower()!r} in "
                                            f"captions; give them different names in {file}")
@@ -76,7 +67,7 @@ def find_sets(
 ) -> dict[str, str]:  # evaluation set -> folder, the ID one first
     "The evaluation sets of a folder. Raises `UserError` if `train` or `val` is missing."
     found = list_folders(root)
-    for needed in ("train", "val"):
+    for needed in ("val",) if (Path(root)/"classnames.txt").exists() else ("train", "val"):
         if needed not in found:
             there = ", ".join(found[:8]) + (", …" if len(found) > 8 else "") or "no folder at all"
             raise UserError(f"there is no folder {Path(root)/needed}; a benchmark needs train/ and val/ with a folder "
@@ -118,6 +109,7 @@ DEFAULTS = dict(batch_size=64, warmup_steps=10, teacher_update_every=10, eval_ba
 def note_on(train: Images, sets: dict[str, EvalSet], classes: int) -> str:
     "What a reader of the results must know."
     parts = [f"{classes} classes, {len(train):,} training images."]
+    if not len(train): parts = [f"{classes} classes, no training images of its own: what is trained on are pairs."]
     partial = {name: s.groups for name, s in sets.items() if s.groups}
     parts += [f"{name} has {len(groups)} of the classes and is scored over these." for name, groups in partial.items()]
     if "validation" in sets: parts.append("There is no test set: validation is the split that temperatures are fitted "
@@ -128,6 +120,17 @@ def check_filled(train: LabelledImages, folder: Path, classes: Sequence[str]) ->
     "Raises `UserError` for a class without a training image."
     for name, n in zip(classes, np.bincount(train.labels, minlength=len(classes))):
         if n == 0: raise UserError(f"{folder/name} has no image; add some or remove the folder from all sets")
+
+def training_images(
+    folder: Path,  # "train"
+    labels: dict[str, int],  # class folder -> label
+    transform: Callable | None,
+) -> LabelledImages:
+    "The training set; empty if there is no such folder. Raises `UserError` for a class without an image."
+    if not folder.is_dir(): return ImagePaths([], [], transform, folder)
+    train = class_dataset(folder, labels, transform)
+    check_filled(train, folder, list(labels))
+    return train
 
 def load(
     root: str | Path,  # holds train/, val/ and perhaps test/ and shifts
@@ -140,12 +143,11 @@ def load(
     try:
         sets, names = find_sets(root), class_names(root)
         labels = {folder: label for label, folder in enumerate(names)}
-        train = class_dataset(root/"train", labels, train_transform)
+        train = training_images(root/"train", labels, train_transform)
         val = class_dataset(root/"val", labels, transform)
         evals = {name: eval_set(root/folder, labels, transform, folder in ("val", "test"))
                  for name, folder in choose_sets(sets, eval_sets).items()}
     except OSError as error: raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
-    check_filled(train, root/"train", list(names))
     note = note_on(train, evals, len(names))
     return Benchmark(root.resolve().name, list(names.values()), templates(root), train, val, evals, note)
 
@@ -172,7 +174,8 @@ def look_at_folder(
     Benchmark(root.name, list(names.values()), templates(root), [], [], {})  # raises for a template without its {}
     labels = {name: label for label, name in enumerate(names)}
     def read(folder): return class_dataset(folder, labels)
-    own = [look_at_set(name, partial(root.joinpath, name), read, len(names), root) for name in ("train", "val")]
+    own = [look_at_set(name, partial(root.joinpath, name), read, len(names), root) for name in ("train", "val")
+           if name == "val" or (root/name).is_dir()]
     return own + [look_at_eval_set(root, name, folder, labels) for name, folder in sets.items() if folder != "val"]
 
 # %% ../../nbs/2_benchmarks/07_folders.ipynb #f2f8bb21
