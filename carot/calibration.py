@@ -19,12 +19,16 @@ import numpy as np
 from .core import UserError, load_object, unknown
 
 # %% auto #0
-__all__ = ['METRICS', 'T_MIN', 'T_MAX', 'to_numpy', 'check_matrix', 'check_labels', 'check_probs', 'check_count', 'softmax',
-           'top_label', 'accuracy', 'confidence', 'log_losses', 'squared_errors', 'nll', 'brier_score', 'bin_index',
-           'binned_error', 'ece', 'batched_ece', 'equal_mass_error', 'adaptive_ece', 'classwise_ece', 'Metric',
-           'gaps_by_bin', 'find_metric', 'find_metrics', 'reliability_diagram', 'nll_slope', 'fit_temperature',
-           'resample_rows', 'resample_counts', 'metric_and_options', 'drawn', 'column_means', 'resampled',
-           'bootstrap_values', 'percentile_interval', 'bootstrap']
+__all__ = ['METRICS', 'T_MIN', 'T_MAX', 'FEWEST_IMAGES', 'FEWEST_EACH', 'to_numpy', 'matrix_and_sums', 'check_matrix',
+           'check_labels', 'check_probs', 'check_count', 'row_parts', 'softmax', 'top_label', 'accuracy', 'confidence',
+           'mean_f1', 'macro_f1', 'log_losses', 'squared_errors', 'nll', 'brier_score', 'bin_index', 'binned_error',
+           'ece', 'batched_ece', 'by_confidence', 'equal_mass_error', 'adaptive_ece', 'class_bin_sums', 'classwise_ece',
+           'rank_auroc', 'auroc', 'risk_coverage', 'aurc', 'Shown', 'Metric', 'gaps_by_bin', 'top_columns',
+           'class_columns', 'find_metric', 'find_metrics', 'reliability_diagram', 'nll_slope', 'newton',
+           'nll_temperature', 'NoTemperature', 'too_few', 'fit_within', 'fit_temperature', 'temperature_and_reason',
+           'ece_at', 'ece_temperature', 'fit_temperature_ece', 'resample_rows', 'resample_counts', 'metric_and_options',
+           'drawn', 'drawn_columns', 'column_means', 'from_means', 'resampled', 'bootstrap_values',
+           'percentile_interval', 'bootstrap']
 
 # %% ../nbs/1_method/07_calibration.ipynb #ba9e0915
 def to_numpy(
@@ -42,18 +46,27 @@ def to_numpy(
     return array
 
 # %% ../nbs/1_method/07_calibration.ipynb #e6f77178
+def matrix_and_sums(
+    values: Any,  # (N, C)
+    name: str,  # what to call it in an error
+) -> tuple[np.ndarray, np.ndarray]:  # float64 (N, C), (N,)
+    "One row per sample, one column per class, every entry finite, and the sums of the rows; else a `UserError`."
+    matrix = to_numpy(values, name)
+    if matrix.ndim != 2: raise UserError(f"{name} must have shape (samples, classes), not {matrix.shape}")
+    if matrix.size == 0: raise UserError(f"{name} is empty: shape {matrix.shape}")
+    matrix = matrix.astype(np.float64, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"): sums = matrix.sum(1)
+    if not np.isfinite(sums).all():  # some entry is not finite, or the sum of large ones
+        finite = np.isfinite(matrix).all(1)
+        if not finite.all(): raise UserError(f"{name} holds NaN or infinity (first in row {finite.argmin()})")
+    return matrix, sums
+
 def check_matrix(
     values: Any,  # (N, C)
     name: str,  # what to call it in an error
 ) -> np.ndarray:  # float64 (N, C)
     "One row per sample, one column per class, every entry finite; else a `UserError`."
-    matrix = to_numpy(values, name)
-    if matrix.ndim != 2: raise UserError(f"{name} must have shape (samples, classes), not {matrix.shape}")
-    if matrix.size == 0: raise UserError(f"{name} is empty: shape {matrix.shape}")
-    matrix = matrix.astype(np.float64, copy=False)
-    finite = np.isfinite(matrix).all(1)
-    if not finite.all(): raise UserError(f"{name} holds NaN or infinity (first in row {finite.argmin()})")
-    return matrix
+    return matrix_and_sums(values, name)[0]
 
 def check_labels(
     labels: Any,  # (N,)
@@ -76,9 +89,9 @@ def check_probs(
     labels: Any,  # (N,)
 ) -> tuple[np.ndarray, np.ndarray]:  # float64 (N, C), int64 (N,)
     "Probabilities and labels that belong together; else a `UserError`."
-    probs = check_matrix(probs, "probs")
+    probs, total = matrix_and_sums(probs, "probs")
     labels = check_labels(labels, probs)
-    negative, total = probs.min(1) < 0, probs.sum(1)
+    negative = probs.min(1) < 0
     if negative.any():
         raise UserError(f"row {negative.argmax()} of probs has a negative entry: "
                         "if these are logits, pass softmax(logits)")
@@ -97,14 +110,23 @@ def check_count(
         raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 # %% ../nbs/1_method/07_calibration.ipynb #f83658e1
+def row_parts(
+    matrix: np.ndarray,  # (N, C)
+) -> list[slice]:
+    "Rows a few at a time, so that what is computed of them stays in a core's cache."
+    size = max(1, 2**16 // matrix.shape[1])
+    return [slice(start, start + size) for start in range(0, len(matrix), size)]
+
 def softmax(
     logits: Any,  # (N, C), array or tensor
 ) -> np.ndarray:  # float64 (N, C)
     "Probabilities from logits."
     logits = check_matrix(logits, "logits")
-    probs = logits - logits.max(1, keepdims=True)
-    np.exp(probs, out=probs)  # in place: 50,000 × 1,000 numbers are 400 MB
-    probs /= probs.sum(1, keepdims=True)
+    probs = np.empty(logits.shape)
+    for part in row_parts(logits):
+        some = np.subtract(logits[part], logits[part].max(1, keepdims=True), out=probs[part])
+        np.exp(some, out=some)
+        some /= some.sum(1, keepdims=True)
     return probs
 
 # %% ../nbs/1_method/07_calibration.ipynb #f6073ac1
@@ -131,6 +153,24 @@ def confidence(
     "Mean probability of the predicted class; above the accuracy, the classifier is over-confident on the whole."
     return float(top_label(probs, labels)[0].mean())
 
+# %% ../nbs/1_method/07_calibration.ipynb #53e2b80e
+def mean_f1(
+    predicted: np.ndarray,  # (N,) class numbers
+    labels: np.ndarray,  # (N,)
+) -> float:
+    "F1 of each class, mean over the classes that occur among predictions or labels."
+    counts = np.bincount(predicted, minlength=labels.max() + 1) + np.bincount(labels, minlength=predicted.max() + 1)
+    hits = np.bincount(labels[predicted == labels], minlength=len(counts))
+    return float((2 * hits[counts > 0] / counts[counts > 0]).mean())
+
+def macro_f1(
+    probs: Any,  # (N, C)
+    labels: Any,  # (N,)
+) -> float:
+    "F1 of the predicted classes, mean over the classes that occur among predictions or labels."
+    probs, labels = check_probs(probs, labels)
+    return mean_f1(probs.argmax(1), labels)
+
 # %% ../nbs/1_method/07_calibration.ipynb #898cd8d1
 def log_losses(
     probs: Any,  # (N, C)
@@ -147,9 +187,12 @@ def squared_errors(
 ) -> np.ndarray:  # (N,)
     "Squared distance of each row from its one-hot label."
     probs, labels = check_probs(probs, labels)
-    error = probs.copy()
-    error[np.arange(len(labels)), labels] -= 1
-    return np.einsum("nc,nc->n", error, error)
+    squares = np.empty(len(labels))
+    for part in row_parts(probs):
+        error = probs[part].copy()
+        error[np.arange(len(error)), labels[part]] -= 1
+        np.einsum("nc,nc->n", error, error, out=squares[part])
+    return squares
 
 # %% ../nbs/1_method/07_calibration.ipynb #aea9e51a
 def nll(
@@ -199,13 +242,26 @@ def batched_ece(
     batch_size: int,  # samples per evaluation batch; the last one may be smaller
     n_bins: int = 10,  # bins of equal width
 ) -> float:
-    "Plain mean of the ECEs of consecutive batches, as in the public CaRot code: biased, for comparison only."
+    "Mean ECE of consecutive batches weighted by their sizes, as in the public CaRot code: biased, for comparison."
     check_count(batch_size, "batch_size")
     confidences, correct = top_label(probs, labels)
-    batches = [slice(start, start + batch_size) for start in range(0, len(correct), batch_size)]
-    return float(np.mean([binned_error(confidences[batch], correct[batch], n_bins) for batch in batches]))
+    bins = bin_index(confidences, n_bins)
+    cells = np.arange(len(correct)) // batch_size * n_bins + bins  # each batch has bins of its own
+    return float(np.abs(np.bincount(cells, weights=correct - confidences)).sum() / len(correct))
 
 # %% ../nbs/1_method/07_calibration.ipynb #cb9b15cd
+def by_confidence(
+    confidences: np.ndarray,  # (N,)
+    correct: np.ndarray,  # (N,), 0 or 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # confidence, right predictions and predictions: (u,) each
+    "The different confidences, rising, and how many predictions have each."
+    if (confidences[1:] < confidences[:-1]).any():
+        order = np.argsort(confidences)
+        confidences, correct = confidences[order], np.asarray(correct)[order]
+    starts = np.flatnonzero(np.concatenate([[True], confidences[1:] != confidences[:-1]]))
+    right = np.add.reduceat(np.asarray(correct, dtype=float), starts)
+    return confidences[starts], right, np.diff(starts, append=len(confidences))
+
 def equal_mass_error(
     confidences: np.ndarray,  # (N,)
     correct: np.ndarray,  # (N,), 0 or 1
@@ -213,8 +269,8 @@ def equal_mass_error(
 ) -> float:
     "Calibration error over equal-mass bins of the confidence."
     check_count(n_bins, "n_bins")
-    values, position, ties = np.unique(confidences, return_inverse=True, return_counts=True)
-    gaps = np.bincount(position, weights=correct) / ties - values
+    values, right, ties = by_confidence(confidences, correct)
+    gaps = right / ties - values
     bins = np.array_split(np.repeat(gaps, ties), n_bins)
     return float(sum(abs(gap.sum()) for gap in bins) / len(confidences))
 
@@ -227,6 +283,22 @@ def adaptive_ece(
     return equal_mass_error(*top_label(probs, labels), n_bins)
 
 # %% ../nbs/1_method/07_calibration.ipynb #3922264a
+def class_bin_sums(
+    probs: np.ndarray,  # (N, C)
+    n_bins: int,  # of equal width
+) -> np.ndarray:  # (C · n_bins,), the bins of the first class, then those of the second …
+    "Sum of the probabilities of each class in each bin."
+    sums, classes = np.zeros((probs.shape[1], n_bins)), np.arange(probs.shape[1])
+    for part in row_parts(probs):
+        low = probs[part].copy()  # almost all are in the first bin: the others are taken out and sorted into theirs
+        others = np.flatnonzero(low >= 1 / n_bins)
+        values = low.flat[others]
+        low.flat[others] = 0
+        cells = classes[others % low.shape[1]] * n_bins + bin_index(values, n_bins)
+        sums += np.bincount(cells, weights=values, minlength=sums.size).reshape(sums.shape)
+        sums[:, 0] += low.sum(0)
+    return sums.ravel()
+
 def classwise_ece(
     probs: Any,  # (N, C)
     labels: Any,  # (N,)
@@ -234,11 +306,72 @@ def classwise_ece(
 ) -> float:
     "Binary calibration error of each class's probability, equal-width bins, mean over classes."
     probs, labels = check_probs(probs, labels)
-    return float(np.mean([binned_error(column, labels == c, n_bins) for c, column in enumerate(probs.T)]))
+    hits = bin_index(probs[np.arange(len(labels)), labels], n_bins) + labels * n_bins
+    gaps = np.bincount(hits, minlength=probs.shape[1] * n_bins) - class_bin_sums(probs, n_bins)
+    return float(np.abs(gaps).sum() / probs.size)
+
+# %% ../nbs/1_method/07_calibration.ipynb #cccc17e7
+def rank_auroc(
+    confidences: np.ndarray,  # (N,)
+    correct: np.ndarray,  # (N,), 0 or 1
+) -> float:  # NaN where all or none are correct
+    "Probability that a correct prediction has more confidence than a wrong one, ties counted half."
+    _, right, ties = by_confidence(confidences, correct)
+    wrong = ties - right
+    pairs = right.sum() * wrong.sum()
+    return float(right @ (wrong.cumsum() - wrong / 2) / pairs) if pairs else math.nan
+
+def auroc(
+    probs: Any,  # (N, C)
+    labels: Any,  # (N,)
+) -> float:  # NaN where all or none are correct
+    "How well the confidence tells right from wrong predictions: area under the ROC curve."
+    return rank_auroc(*top_label(probs, labels))
+
+# %% ../nbs/1_method/07_calibration.ipynb #00c0c032
+def risk_coverage(
+    confidences: np.ndarray,  # (N,)
+    correct: np.ndarray,  # (N,), 0 or 1
+) -> np.ndarray:  # (N,); the AURC is its mean
+    "Share of wrong predictions among the k most confident ones, for k from 1 to N."
+    _, right, ties = by_confidence(confidences, correct)
+    wrong = 1 - right / ties
+    return np.repeat(wrong[::-1], ties[::-1]).cumsum() / np.arange(1, ties.sum() + 1)
+
+def aurc(
+    probs: Any,  # (N, C)
+    labels: Any,  # (N,)
+) -> float:
+    "Area under the risk–coverage curve: mean share of errors among the k most confident, over all k."
+    return float(risk_coverage(*top_label(probs, labels)).mean())
 
 # %% ../nbs/1_method/07_calibration.ipynb #2d2ba5cd
+class Shown:
+    "How values are printed, and which of two is the better one."
+    scale: float
+    digits: int
+    higher_is_better: bool | None
+
+    @property
+    def sign(self) -> int:
+        "What a difference must be multiplied with to be an advantage: 1, -1, or 0 where neither is better."
+        return 0 if self.higher_is_better is None else 1 if self.higher_is_better else -1
+
+    def show(self, value: float) -> str:
+        "A value as it is printed; a dash for one that is missing."
+        return "–" if math.isnan(value) else f"{self.scale * value:.{self.digits}f}"
+
+    def show_difference(self, value: float, more: int = 0) -> str:
+        "A difference of two values as it is printed, with its sign and perhaps more decimals than a value has."
+        return "–" if math.isnan(value) else f"{self.scale * value:+.{self.digits + more}f}"
+
+    def better(self, a: float, b: float) -> bool:
+        "Is `a` better than `b`?"
+        return self.sign * (a - b) > 0
+
+# %% ../nbs/1_method/07_calibration.ipynb #734dcdc5
 @dataclass(frozen=True)
-class Metric:
+class Metric(Shown):
     "A function of probabilities and labels, and all that tables, figures and comparisons need to know of it."
     name: str  # in files: "ece"
     title: str  # for readers: "ECE"
@@ -250,7 +383,7 @@ class Metric:
     label: str = ""  # of an axis; "" = title and unit
     per_image: Callable | None = None  # (probs, labels, **options) -> (N,) or (N, k): what it needs of each image
     finish: Callable | None = None  # means of the columns of `per_image` (…, k) -> (…); None: the first of them
-    on_images: Callable | None = None  # columns of `per_image` (N, k), **options -> number, if means do not suffice
+    on_images: Callable | None = None  # its columns (N, k), the first one rising -> number, if means do not do
 
     def __post_init__(self):
         unit = " (%)" if self.scale == 100 else f" ({self.unit})" if self.unit else ""
@@ -258,11 +391,6 @@ class Metric:
 
     def __call__(self, probs: Any, labels: Any, **options: Any) -> float:
         return float(self.function(probs, labels, **options))
-
-    @property
-    def sign(self) -> int:
-        "What a difference must be multiplied with to be an advantage: 1, -1, or 0 where neither is better."
-        return 0 if self.higher_is_better is None else 1 if self.higher_is_better else -1
 
     @property
     def of_means(self) -> bool:
@@ -277,18 +405,6 @@ class Metric:
         "The metric of a set that is evaluated in batches of this size; most metrics do not depend on it."
         return partial(self, batch_size=batch_size) if self.takes("batch_size") else self
 
-    def show(self, value: float) -> str:
-        "A value as it is printed; a dash for one that is missing."
-        return "–" if math.isnan(value) else f"{self.scale * value:.{self.digits}f}"
-
-    def show_difference(self, value: float, more: int = 0) -> str:
-        "A difference of two values as it is printed, with its sign and perhaps more decimals than a value has."
-        return "–" if math.isnan(value) else f"{self.scale * value:+.{self.digits + more}f}"
-
-    def better(self, a: float, b: float) -> bool:
-        "Is `a` better than `b`?"
-        return self.sign * (a - b) > 0
-
 # %% ../nbs/1_method/07_calibration.ipynb #e29d6de4
 def gaps_by_bin(
     probs: Any,  # (N, C)
@@ -301,6 +417,21 @@ def gaps_by_bin(
     columns[np.arange(len(correct)), bin_index(confidences, n_bins)] = correct - confidences
     return columns
 
+def top_columns(
+    probs: Any,  # (N, C)
+    labels: Any,  # (N,)
+) -> np.ndarray:  # (N, 2)
+    "Confidence of each prediction, and whether it is correct, side by side."
+    return np.stack(top_label(probs, labels), 1)
+
+def class_columns(
+    probs: Any,  # (N, C)
+    labels: Any,  # (N,)
+) -> np.ndarray:  # (N, 2)
+    "Predicted class and label of each sample, side by side."
+    probs, labels = check_probs(probs, labels)
+    return np.stack([probs.argmax(1), labels], 1)
+
 # %% ../nbs/1_method/07_calibration.ipynb #f7526029
 METRICS = {metric.name: metric for metric in (
     Metric("accuracy", "accuracy", accuracy, True, 100, 1, "points",
@@ -309,9 +440,15 @@ METRICS = {metric.name: metric for metric in (
     Metric("brier", "Brier score", brier_score, False, per_image=squared_errors),
     Metric("ece", "ECE", ece, False, label="expected calibration error",
            per_image=gaps_by_bin, finish=lambda means: abs(means).sum(-1)),
-    Metric("adaptive_ece", "adaptive ECE", adaptive_ece, False, per_image=lambda *data: np.stack(top_label(*data), 1),
+    Metric("adaptive_ece", "adaptive ECE", adaptive_ece, False, per_image=top_columns,
            on_images=lambda columns, **options: equal_mass_error(*columns.T, **options)),
     Metric("classwise_ece", "class-wise ECE", classwise_ece, False),
+    Metric("macro_f1", "macro-F1", macro_f1, True, 100, 1, "points", per_image=class_columns,
+           on_images=lambda columns: mean_f1(*columns.T.astype(int))),
+    Metric("auroc", "AUROC", auroc, True, label="AUROC of confidence, right against wrong", per_image=top_columns,
+           on_images=lambda columns: rank_auroc(*columns.T)),
+    Metric("aurc", "AURC", aurc, False, label="area under the risk–coverage curve", per_image=top_columns,
+           on_images=lambda columns: risk_coverage(*columns.T).mean()),
     Metric("confidence", "confidence", confidence, None, 100, 1, "points",
            per_image=lambda probs, labels: top_label(probs, labels)[0]),
     Metric("batched_ece", "batched ECE", batched_ece, False),
@@ -374,39 +511,140 @@ def reliability_diagram(
 # %% ../nbs/1_method/07_calibration.ipynb #c2f7b19e
 def nll_slope(
     beta: float,  # 1 / temperature
-    margins: np.ndarray,  # (N, C), logits minus the label's own
+    below: np.ndarray,  # (N, C), logits minus the largest of their row, in float32 or float64
+    own: np.ndarray,  # (N,), the label's
 ) -> tuple[float, float]:
     "First and second derivative of the NLL by the inverse temperature."
-    probs = softmax(beta * margins)
-    mean = np.einsum("nc,nc->n", probs, margins)
-    second = np.einsum("nc,nc,nc->n", probs, margins, margins)
-    return float(mean.mean()), float((second - mean**2).mean())
+    means, variances = np.empty(len(own)), np.empty(len(own))
+    for part in row_parts(below):
+        margins = below[part]
+        weights = np.multiply(margins, beta)
+        np.exp(weights, out=weights)
+        total = weights.sum(1)
+        weights *= margins
+        means[part] = weights.sum(1) / total
+        variances[part] = np.einsum("nc,nc->n", weights, margins) / total - means[part]**2
+    return float((means - own).mean()), float(variances.mean())
 
 # %% ../nbs/1_method/07_calibration.ipynb #5ea5c77f
 T_MIN, T_MAX = 1e-3, 1e3  # temperatures considered
 
+def newton(
+    slope_at: Callable,  # beta -> first and second derivative
+    beta: float,  # start
+    tolerance: float,  # of the last step, relative
+) -> float:
+    "The zero of a rising slope between 1 / `T_MAX` and 1 / `T_MIN`."
+    low, high, last = 1 / T_MAX, 1 / T_MIN, math.inf
+    while abs(beta - last) > tolerance * beta:
+        slope, curvature = slope_at(beta)
+        low, high = (low, beta) if slope > 0 else (beta, high)
+        step = beta - slope / curvature if curvature > 0 else math.inf
+        last, beta = beta, step if low <= step <= high else math.sqrt(low * high)
+    return beta
+
+def nll_temperature(
+    logits: np.ndarray,  # (N, C)
+    labels: np.ndarray,  # (N,)
+) -> float:  # `T_MIN` or `T_MAX` if the NLL still falls there; 1 if it is the same for every temperature
+    "The temperature between the bounds that minimises the NLL."
+    with np.errstate(over="ignore"): below = logits - logits.max(1, keepdims=True)
+    own = below[np.arange(len(labels)), labels]
+    np.maximum(below, -1e6, out=below)  # no weight at any temperature considered
+    quick, exact = (partial(nll_slope, below=values, own=own) for values in (below.astype(np.float32), below))
+    falls, rises = quick(1 / T_MAX)[0] < 0, quick(1 / T_MIN)[0] > 0
+    if falls and rises: return 1 / newton(exact, newton(quick, 1.0, 1e-3), 1e-5)
+    return T_MIN if falls else T_MAX if rises else 1.0
+
+# %% ../nbs/1_method/07_calibration.ipynb #91438b2f
+FEWEST_IMAGES, FEWEST_EACH = 100, 10  # a fit rests on at least so many images, right and wrong predictions
+
+class NoTemperature(UserWarning):
+    "No temperature is applied; its argument says why."
+    def __str__(self) -> str: return f"no temperature is applied (T = 1): {self.args[0]}"
+
+def too_few(
+    correct: np.ndarray,  # (N,), bool
+) -> str:
+    "Why so few predictions make no temperature; empty if they are enough."
+    n, right = len(correct), int(correct.sum())
+    if n < FEWEST_IMAGES: return f"{n} images are fewer than {FEWEST_IMAGES}"
+    for count, kind in [(right, "right"), (n - right, "wrong")]:
+        if count < FEWEST_EACH:
+            return f"{count} of {n:,} predictions are {kind}, fewer than {FEWEST_EACH}"
+    return ""
+
+def fit_within(
+    logits: Any,  # (N, C), of a validation set
+    labels: Any,  # (N,)
+    search: Callable,  # (logits, labels) -> temperature; a bound if there is no minimum between the bounds
+) -> float:
+    "What a search finds; 1, with a `NoTemperature` warning, at a bound of the search or where there is too little."
+    logits = check_matrix(logits, "logits")
+    labels = check_labels(labels, logits)
+    reason, found = too_few(logits.argmax(1) == labels), 1.0
+    if not reason: found = search(logits, labels)
+    if found in (T_MIN, T_MAX): reason = f"the fit ended at T = {found:g}, a bound of the search, not at a minimum"
+    if reason: warnings.warn(NoTemperature(reason), stacklevel=3)
+    return 1.0 if reason else found
+
+# %% ../nbs/1_method/07_calibration.ipynb #6dbbabfd
 def fit_temperature(
     logits: Any,  # (N, C), of a validation set
     labels: Any,  # (N,)
 ) -> float:  # T, which divides the logits
-    "The temperature that minimises the NLL of softmax(logits / T)."
-    logits = check_matrix(logits, "logits")
-    labels = check_labels(labels, logits)
-    margins = logits - logits[np.arange(len(labels)), labels][:, None]
-    low, high = 1 / T_MAX, 1 / T_MIN
-    falls, rises = nll_slope(low, margins)[0] < 0, nll_slope(high, margins)[0] > 0
-    if not falls and not rises: return 1.0
-    if not falls or not rises:
-        bound = T_MIN if falls else T_MAX
-        warnings.warn(f"the NLL still falls at T = {bound:g}; this bound is returned, not a minimum", stacklevel=2)
-        return bound
-    beta, last = 1.0, math.inf
-    while abs(beta - last) > 1e-10 * beta:
-        slope, curvature = nll_slope(beta, margins)
-        low, high = (low, beta) if slope > 0 else (beta, high)
-        newton = beta - slope / curvature if curvature > 0 else math.inf
-        last, beta = beta, newton if low <= newton <= high else math.sqrt(low * high)
-    return 1 / beta
+    "The temperature that minimises the NLL of softmax(logits / T); 1, with a `NoTemperature` warning, if none does."
+    return fit_within(logits, labels, nll_temperature)
+
+def temperature_and_reason(
+    logits: Any,  # (N, C), of a validation set
+    labels: Any,  # (N,)
+    fit: Callable = fit_temperature,  # (logits, labels) -> temperature
+) -> tuple[float, str]:  # T, and why it is 1; empty if it was fitted
+    "The same without the warning, for whoever prints the reason where the temperature is read."
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoTemperature)
+        try: return fit(logits, labels), ""
+        except NoTemperature as warning: return 1.0, warning.args[0]
+
+# %% ../nbs/1_method/07_calibration.ipynb #200dd60d
+def ece_at(
+    temperature: float,
+    margins: np.ndarray,  # (N, C), logits minus the largest of their row
+    correct: np.ndarray,  # (N,), 0 or 1
+    n_bins: int = 10,  # bins of equal width
+) -> float:
+    "ECE of softmax(margins / temperature)."
+    sums = np.empty(len(margins))
+    with np.errstate(over="ignore"):
+        for part in row_parts(margins):
+            scaled = margins[part] / temperature
+            np.exp(scaled, out=scaled).sum(1, out=sums[part])
+    return binned_error(1 / sums, correct, n_bins)
+
+def ece_temperature(
+    logits: np.ndarray,  # (N, C)
+    labels: np.ndarray,  # (N,)
+    n_bins: int = 10,  # bins of equal width
+) -> float:
+    "The temperature between the bounds, these included, with the smallest ECE."
+    margins, correct = logits - logits.max(1, keepdims=True), logits.argmax(1) == labels
+    low, high = math.log10(T_MIN), math.log10(T_MAX)
+    powers, errors, best = np.arange(10 * low, 10 * high + 1) / 10, {}, 0.0
+    for width in (0.1, 0.01, 0.001, 0.0001):
+        errors |= {power: ece_at(10.0**power, margins, correct, n_bins) for power in powers}
+        best = min(errors, key=lambda power: (errors[power], abs(power)))
+        powers = np.clip(best + width * np.arange(-10, 11) / 10, low, high)
+    return {low: T_MIN, high: T_MAX}.get(best, float(10.0**best))
+
+def fit_temperature_ece(
+    logits: Any,  # (N, C), of a validation set
+    labels: Any,  # (N,)
+    n_bins: int = 10,  # bins of equal width
+) -> float:  # T, which divides the logits
+    "The temperature with the smallest ECE, the rule of the CaRot paper's appendix tables; else as `fit_temperature`."
+    check_count(n_bins, "n_bins")
+    return fit_within(logits, labels, partial(ece_temperature, n_bins=n_bins))
 
 # %% ../nbs/1_method/07_calibration.ipynb #f2314325
 def resample_rows(
@@ -447,9 +685,19 @@ def drawn(
     resamples: Iterable[np.ndarray],  # rows of each
 ) -> np.ndarray:  # (n,)
     "The metric of the rows that are in each resample."
-    function: Callable = metric
-    if metric.on_images: data, function = (np.asarray(metric.per_image(*data), dtype=float),), metric.on_images
-    return np.array([function(*(np.take(values, rows, axis=0) for values in data), **options) for rows in resamples])
+    return np.array([metric(*(np.take(values, rows, axis=0) for values in data), **options) for rows in resamples])
+
+def drawn_columns(
+    metric: Metric,  # with `on_images`
+    options: dict[str, Any],  # of the metric
+    data: tuple[np.ndarray, ...],  # probs (N, C), labels (N,)
+    counts: Iterable[np.ndarray],  # (N,) of each resample: how often each image is in it
+) -> np.ndarray:  # (n,)
+    "The same of a metric that needs a few columns only: they are sorted once, not in every resample."
+    columns, function = np.asarray(metric.per_image(*data), dtype=float), metric.on_images
+    order = np.argsort(columns[:, 0], kind="stable")
+    columns = np.ascontiguousarray(columns[order].T)
+    return np.array([function(np.repeat(columns, count[order], axis=1).T, **options) for count in counts])
 
 # %% ../nbs/1_method/07_calibration.ipynb #7fb8fd1a
 def column_means(
@@ -458,10 +706,22 @@ def column_means(
 ) -> np.ndarray:  # (n, k)
     "Mean of each column over the images of each resample."
     infinite = np.isinf(columns)  # 0 × ∞ is not a number, but an image that was not drawn counts for nothing
-    finite, parts = np.where(infinite, 0, columns), np.array_split(counts, max(1, counts.size // 2**24))
+    finite, parts = np.where(infinite, 0, columns), np.array_split(counts, max(1, counts.size // 2**18))
     sums = np.concatenate([part @ finite for part in parts])  # not all of the counts as floats at once
     if infinite.any(): sums[np.concatenate([part @ infinite.astype(float) for part in parts]) > 0] = np.inf
     return sums / len(columns)
+
+# %% ../nbs/1_method/07_calibration.ipynb #c448bc8e
+def from_means(
+    metric: Metric,  # a function of means over images
+    options: dict[str, Any],  # of the metric
+    data: tuple[np.ndarray, ...],  # probs (N, C), labels (N,)
+    counts: np.ndarray,  # (n, N)
+) -> np.ndarray:  # (n,)
+    "The metric of each resample, from the means of its columns."
+    columns = np.asarray(metric.per_image(*data, **options), dtype=float).reshape(counts.shape[1], -1)
+    means = column_means(columns, counts)
+    return metric.finish(means) if metric.finish else means[:, 0]
 
 # %% ../nbs/1_method/07_calibration.ipynb #befb434f
 def resampled(
@@ -473,12 +733,11 @@ def resampled(
     "The metric on each resample."
     metric, options = metric_and_options(metric)
     data = check_probs(probs, labels)
+    if metric.on_images: return drawn_columns(metric, options, data, counts)
     if not metric.of_means:
         images = np.arange(counts.shape[1])
         return drawn(metric, options, data, (np.repeat(images, count) for count in counts))
-    columns = np.asarray(metric.per_image(*data, **options), dtype=float).reshape(counts.shape[1], -1)
-    means = column_means(columns, counts)
-    return metric.finish(means) if metric.finish else means[:, 0]
+    return from_means(metric, options, data, counts)
 
 def bootstrap_values(
     metric: Callable,  # (probs, labels) -> number; `partial(ece, n_bins=15)` is one, too
@@ -489,14 +748,17 @@ def bootstrap_values(
 ) -> np.ndarray:  # (n,)
     "The metric on `n` resamples of the images, which depend on the seed and the number of images only."
     (found, options), data = metric_and_options(metric), check_probs(probs, labels)
-    if found.of_means: return resampled(metric, *data, resample_counts(len(data[1]), n, seed))
-    return drawn(found, options, data, resample_rows(len(data[1]), n, seed))
+    if found.of_means: return from_means(found, options, data, resample_counts(len(data[1]), n, seed))
+    rows = resample_rows(len(data[1]), n, seed)
+    if not found.on_images: return drawn(found, options, data, rows)
+    return drawn_columns(found, options, data, (np.bincount(some, minlength=len(data[1])) for some in rows))
 
 # %% ../nbs/1_method/07_calibration.ipynb #317c94a4
 def percentile_interval(
     values: np.ndarray,  # (n,), of a metric on resamples
 ) -> tuple[float, float]:  # low, high
-    "The middle 95 % of the values."
+    "The middle 95 % of the values; NaN if one of them is."
+    if np.isnan(values).any(): return math.nan, math.nan
     values, outside = np.sort(values), int(0.025 * len(values))
     return float(values[outside]), float(values[-1 - outside])
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import carot
 import open_clip
+import timm
 import torch
 import torch.nn.functional as F
 from open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_v2
@@ -22,8 +24,10 @@ from torch import nn
 from .core import UserError, unknown, write_atomic
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'named_config', 'folder_config', 'folder_weights', 'fill_embedding', 'load_weights', 'build_clip',
-           'load_clip', 'published_weights', 'save_clip', 'trimmed_length', 'is_causal', 'text_features',
+__all__ = ['WEIGHTS', 'FLAG', 'NULL', 'WIDTH', 'COUNT', 'PIXELS', 'TOWER', 'VISION', 'TEXT', 'MODEL', 'PREPROCESS', 'CONFIG',
+           'SUPPORTED', 'REASONS', 'named_config', 'Rule', 'whole', 'real', 'one_of', 'list_of', 'problems',
+           'folder_config', 'folder_weights', 'fill_embedding', 'load_weights', 'build_clip', 'build_from_folder',
+           'published_weights', 'build_named', 'load_clip', 'save_clip', 'trimmed_length', 'is_causal', 'text_features',
            'image_features', 'visual_projection', 'text_projection', 'tower_parameters', 'zero_shot_head']
 
 # %% ../nbs/1_method/03_clip.ipynb #565e88b6
@@ -45,23 +49,108 @@ def named_config(
     known = asdict(PreprocessCfg(size=config["vision_cfg"]["image_size"]))
     return {"model_cfg": config, "preprocess_cfg": known | {k: v for k, v in tag.items() if k in known}}
 
-# %% ../nbs/1_method/03_clip.ipynb #53d078ec
+# %% ../nbs/1_method/03_clip.ipynb #e7455e8b
+@dataclass(frozen=True)
+class Rule:
+    "What a value in a configuration must be."
+    words: str
+    holds: Callable[[Any], bool]
+
+    def __or__(self, other: Rule) -> Rule:
+        return Rule(f"{self.words} or {other.words}", lambda value: self.holds(value) or other.holds(value))
+
+def whole(low: int, high: int) -> Rule:
+    "A whole number within bounds."
+    return Rule(f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high)
+
+def real(low: float, high: float) -> Rule:
+    "A number within bounds."
+    return Rule(f"a number from {low:g} to {high:g}",
+                lambda value: type(value) in (int, float) and low <= value <= high)
+
+def one_of(*values: Any) -> Rule:
+    "One of these."
+    return Rule(" or ".join(map(json.dumps, values)),
+                lambda value: any(type(value) is type(known) and value == known for known in values))
+
+def list_of(n: int, rule: Rule) -> Rule:
+    "A list of so many."
+    return Rule(f"a list of {n}, each {rule.words}", lambda value: isinstance(value, (list, tuple)) and len(value) == n
+                and all(map(rule.holds, value)))
+
+# %% ../nbs/1_method/03_clip.ipynb #1fea2f6a
+FLAG, NULL, WIDTH, COUNT, PIXELS = one_of(True, False), one_of(None), whole(1, 2**14), whole(1, 256), whole(1, 4096)
+TOWER = dict(
+    width=WIDTH, mlp_ratio=real(0.01, 64), ls_init_value=real(0, 10) | NULL, final_ln_after_pool=FLAG,
+    output_tokens=one_of(False), norm_kwargs={"eps": real(0, 1)}, act_kwargs={"approximate": one_of("none", "tanh")},
+    block_type=one_of(None, "default", "custom"), qk_norm=FLAG, scaled_cosine_attn=FLAG, scale_heads=FLAG,
+    scale_attn_inner=FLAG, scale_attn=FLAG, scale_fc=FLAG)
+VISION = TOWER | dict(
+    layers=COUNT | list_of(4, COUNT), head_width=WIDTH, patch_size=PIXELS | NULL, patch_dropout=real(0, 0.99),
+    image_size=PIXELS | list_of(2, PIXELS), attentional_pool=FLAG, attn_pooler_queries=WIDTH, attn_pooler_heads=COUNT,
+    no_ln_pre=FLAG, pos_embed_type=one_of("learnable", "sin_cos_2d"), pool_type=one_of("tok", "avg"),
+    timm_model_name=NULL | Rule("the name of an architecture in timm", lambda value: value in timm.list_models()),
+    timm_model_pretrained=FLAG, timm_pool=one_of("", "avg", "avgmax", "max", "token", "map", "abs_attn", "rot_attn"),
+    timm_proj=one_of(None, "", "linear", "mlp", "none"), timm_proj_bias=FLAG, timm_drop=real(0, 0.99),
+    timm_drop_path=NULL | real(0, 0.99))
+TEXT = TOWER | dict(
+    context_length=whole(3, 2**13), vocab_size=whole(49408, 2**21), heads=COUNT, layers=COUNT, embed_cls=FLAG,
+    pad_id=whole(0, 2**21), eos_id=whole(0, 2**21), no_causal_mask=FLAG, proj_bias=FLAG,
+    pool_type=one_of("first", "last", "argmax", "eos"), proj_type=one_of("linear", "none"))
+MODEL = dict(
+    embed_dim=WIDTH, vision_cfg=VISION, text_cfg=TEXT, quick_gelu=FLAG, custom_text=FLAG, nonscalar_logit_scale=FLAG,
+    init_logit_scale=real(-10, 10), init_logit_bias=NULL | real(-100, 100))
+PREPROCESS = dict(
+    size=PIXELS | list_of(2, PIXELS), mode=one_of("RGB"), mean=list_of(3, real(-1e3, 1e3)),
+    std=list_of(3, real(1e-6, 1e3)), interpolation=one_of("bicubic", "bilinear", "random"),
+    resize_mode=one_of("shortest", "longest", "squash"), fill_color=whole(0, 255))
+CONFIG = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
+
+# %% ../nbs/1_method/03_clip.ipynb #8849dcd4
+SUPPORTED = "supported are folders with towers of open_clip or image towers of timm, and CLIP's own tokenizer"
+REASONS = {"hf_": ", for text towers and tokenizers of transformers can bring code of their own",
+           "tokenizer_": ", for tokenizers other than CLIP's can bring code of their own",
+           "multimodal_cfg": ", for CoCa's decoder has no place in a classifier"}  # by how a key begins
+
+def problems(
+    given: Any,  # from JSON
+    known: dict,  # key -> rule, or what is known of an object
+    place: str = "",  # of `given`
+) -> Iterator[str]:
+    "What a configuration says that it must not, each in words."
+    if not isinstance(given, dict): yield f"{place or 'the whole'} must be an object with keys"; return
+    for name, value in given.items():
+        where = f"{place}.{name}" if place else name
+        rule = known.get(name)
+        if rule is None:
+            reason = next((text for start, text in REASONS.items() if name.startswith(start)), "")
+            yield f"{json.dumps(where)[1:-1][:80]} may not stand in a model folder{reason}; {SUPPORTED}"
+        elif isinstance(rule, Rule):
+            if not rule.holds(value): yield f"{where} is {json.dumps(value)[:60]}, but must be {rule.words}"
+        elif value is not None or not name.endswith("_kwargs"): yield from problems(value, rule, where)
+
+# %% ../nbs/1_method/03_clip.ipynb #41d0ac1c
 def folder_config(
     folder: str | Path,  # holds open_clip_config.json
 ) -> dict:  # model_cfg and preprocess_cfg
-    "The configuration in a folder that open_clip can open as `local-dir:`."
+    "The configuration in a folder that open_clip can open as `local-dir:`. Raises `UserError`, also for unlisted keys."
     file = Path(folder)/"open_clip_config.json"
     if not file.is_file():
         raise UserError(f"{str(folder)!r} has no open_clip_config.json: not a folder with a CLIP model")
-    try: config = json.loads(file.read_text())
-    except ValueError as error: raise UserError(f"{file} is not valid JSON: {error}") from None
+    if file.stat().st_size > 10**6: raise UserError(f"{file} is too large for a configuration")
+    try: config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error: raise UserError(f"{file} is not valid JSON: {error}") from None
+    for problem in problems(config, CONFIG): raise UserError(f"{file}: {problem}")
     if "model_cfg" not in config: raise UserError(f"{file} has no 'model_cfg'")
-    return {"preprocess_cfg": asdict(PreprocessCfg(size=config["model_cfg"]["vision_cfg"]["image_size"]))} | config
+    for name in ("embed_dim", "vision_cfg", "text_cfg"):
+        if name not in config["model_cfg"]: raise UserError(f"{file} has no 'model_cfg.{name}'")
+    usual = asdict(PreprocessCfg(size=config["model_cfg"]["vision_cfg"].get("image_size", 224)))
+    return config | {"preprocess_cfg": usual | config.get("preprocess_cfg", {})}
 
 def folder_weights(folder: str | Path) -> Path:
     "The checkpoint in a model folder."
     files = [file for pattern in ("*.safetensors", "*.bin", "*.pt") for file in sorted(Path(folder).glob(pattern))]
-    files = [file for file in files if file.name != "head.safetensors"]
+    files = [file for file in files if file.name != "head.safetensors" and file.is_file()]
     if not files: raise UserError(f"{str(folder)!r} has no weights (open_clip_model.safetensors)")
     return files[0]
 
@@ -103,25 +192,18 @@ def build_clip(config: dict) -> nn.Module:
     clip.config = config
     return clip
 
-def load_clip(
-    model: str,  # "glyphs", an open_clip architecture, or a folder
-    pretrained: str | None = None,  # tag, checkpoint file or "random"; not used for "glyphs" and folders
-) -> tuple[nn.Module, Callable, Callable, Callable]:  # model, training transform, evaluation transform, tokenizer
-    "A CLIP model in evaluation mode on the CPU with its transforms and tokenizer. Raises `UserError`."
-    folder = WEIGHTS/model if model == "glyphs" else Path(str(model).removeprefix("local-dir:"))
-    is_folder = os.path.isdir(folder)
-    if not is_folder and "/" in str(model): raise UserError(f"there is no folder {str(folder)!r} (parameter model)")
-    if is_folder and pretrained:
-        raise UserError(f"`pretrained` has no meaning beside model={model!r}, which has its weights")
-    config = folder_config(folder) if is_folder else named_config(model, pretrained)
-    clip = build_clip(config)
-    if is_folder: load_weights(clip, folder_weights(folder))
-    elif pretrained != "random": load_weights(clip, published_weights(model, pretrained))
-    preprocess = PreprocessCfg(**config["preprocess_cfg"])
-    clip.visual.preprocess_cfg = config["preprocess_cfg"]
-    train = image_transform_v2(preprocess, is_train=True, aug_cfg=AugmentationCfg(scale=(0.9, 1.0)))
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}" if is_folder else model)
-    return clip.eval(), train, image_transform_v2(preprocess, is_train=False), tokenizer
+def build_from_folder(
+    folder: str | Path,
+) -> tuple[nn.Module, Callable]:  # model and tokenizer
+    "The model in a folder. Raises `UserError` for a configuration that is not allowed or fits no model."
+    config = folder_config(folder)
+    try: clip = build_clip(config)
+    except (UserError, MemoryError): raise
+    except Exception as error:  # sizes that do not fit together are found out deep inside
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise UserError(f"{folder} describes no model that can be built: {reason}") from None
+    load_weights(clip, folder_weights(folder))
+    return clip, open_clip.SimpleTokenizer(context_length=clip.context_length)
 
 # %% ../nbs/1_method/03_clip.ipynb #b80fcfb9
 def published_weights(
@@ -135,6 +217,36 @@ def published_weights(
         raise UserError(f"the weights of {model}/{pretrained} are neither cached nor downloadable "
                         f"({type(error).__name__}); "
                         "put the checkpoint file anywhere and give its path as `pretrained`") from None
+
+def build_named(
+    model: str,  # an open_clip architecture
+    pretrained: str | None,  # one of its tags, a file or "random"
+) -> tuple[nn.Module, Callable]:  # model and tokenizer
+    "A model that open_clip knows. Raises `UserError`."
+    clip = build_clip(named_config(model, pretrained))
+    if pretrained != "random": load_weights(clip, published_weights(model, pretrained))
+    return clip, open_clip.get_tokenizer(model)
+
+# %% ../nbs/1_method/03_clip.ipynb #1fedd2c5
+def load_clip(
+    model: str,  # "glyphs", an open_clip architecture, or a folder
+    pretrained: str | None = None,  # tag, checkpoint file or "random"; not used for "glyphs" and folders
+) -> tuple[nn.Module, Callable, Callable, Callable]:  # model, training transform, evaluation transform, tokenizer
+    "A CLIP model in evaluation mode on the CPU with its transforms and tokenizer. Raises `UserError`."
+    folder = WEIGHTS/model if model == "glyphs" else Path(str(model).removeprefix("local-dir:"))
+    is_folder = os.path.isdir(folder)
+    if not is_folder and "/" in str(model):
+        usual = str(model).replace("/", "-")
+        hint = f"; open_clip writes {usual}" if usual in open_clip.list_models() else ""
+        raise UserError(f"there is no folder {str(folder)!r} (parameter model){hint}")
+    if is_folder and pretrained:
+        raise UserError(f"`pretrained` has no meaning beside model={model!r}, which has its weights")
+    if is_folder: clip, tokenizer = build_from_folder(folder)
+    else: clip, tokenizer = build_named(model, pretrained)
+    clip.visual.preprocess_cfg = clip.config["preprocess_cfg"]
+    preprocess = PreprocessCfg(**clip.config["preprocess_cfg"])
+    train = image_transform_v2(preprocess, is_train=True, aug_cfg=AugmentationCfg(scale=(0.9, 1.0)))
+    return clip.eval(), train, image_transform_v2(preprocess, is_train=False), tokenizer
 
 # %% ../nbs/1_method/03_clip.ipynb #6c531065
 def save_clip(

@@ -14,11 +14,11 @@ from .config import parse_settings
 from .core import UserError, lazy
 from .methods.base import all_methods
 from .runs.settings import (asked, benchmark_folder, check_parameters, check_writable, known_parameters,
-                                 list_values, notebook_parameters, notebook_path)
+                                 list_values, notebook_parameters, notebook_path, usual_methods)
 
 # %% auto #0
-__all__ = ['make_page', 'print_page', 'shorten', 'display_page', 'make_report', 'make_claims', 'run_one', 'plan_comparison',
-           'report_parameters', 'reproduce', 'job_state', 'LiveTable']
+__all__ = ['shorten', 'run_one', 'make_page', 'print_page', 'display_page', 'make_report', 'make_claims', 'method_names',
+           'plan_comparison', 'report_parameters', 'reproduce', 'job_state', 'LiveTable']
 
 # %% ../nbs/6_use/00_commands.ipynb #7cd28aeb
 if TYPE_CHECKING:
@@ -32,6 +32,33 @@ else:
     pd, devices, figures = lazy("pandas"), lazy("carot.engine.devices"), lazy("carot.analysis.figures")
     check, execute = lazy("carot.runs.check"), lazy("carot.runs.execute")
     runner, records = lazy("carot.runs.jobs"), lazy("carot.runs.records")
+
+# %% ../nbs/6_use/00_commands.ipynb #f921bbb5
+def shorten(path: Path) -> Path:
+    "A path as seen from the working directory, if it is below."
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+def run_one(
+    notebook: str | Path | None = None,  # None: carot's own `fine_tune`
+    preflight: bool = True,  # look at data and zero-shot accuracy before training where they are published
+    processes: int = 1,  # processes of the run, as `accelerate launch` starts them; 1: none
+    **given,  # run parameters
+) -> int:  # exit code
+    "Makes one run, or goes on with an interrupted one."
+    notebook = notebook or notebook_path("fine_tune")
+    job = runner.job_for(asked(given, notebook))
+    if not runner.is_complete(job): records.require_bases(job.resolved)
+    runner.check_processes(processes, job.parameters)
+    many = devices.is_one_of_many()
+    if many and processes > 1: raise UserError("a launcher has started the processes of this run; leave processes out")
+    if preflight: check.check_before_training(notebook, [job])
+    if not many:
+        code = runner.run_all(notebook, [job], at_once=1, processes=processes)
+        if code == 0: print(shorten(job.path))
+        return code
+    execute.make_run(notebook, **job.given)
+    if devices.is_main_process(): print(f"{job}  {records.summary(job.path)}")
+    return 0
 
 # %% ../nbs/6_use/00_commands.ipynb #0fc54296
 def make_page(
@@ -59,10 +86,7 @@ def print_page(
     for table in sorted(page.parent.glob(tables)): print("", table.read_text().strip(), sep="\n")
     print("", "wrote", *(f"  {shorten(file)}" for file in sorted(page.parent.iterdir()) if file.is_file()), sep="\n")
 
-def shorten(path: Path) -> Path:
-    "A path as seen from the working directory, if it is below."
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
+# %% ../nbs/6_use/00_commands.ipynb #b8a970ed
 def display_page(
     page: Path,  # an executed notebook
 ) -> None:
@@ -97,27 +121,19 @@ def make_claims(
     print_page(page, "claims.md")
     return page
 
-# %% ../nbs/6_use/00_commands.ipynb #f921bbb5
-def run_one(
-    notebook: str | Path | None = None,  # None: carot's own `fine_tune`
-    preflight: bool = True,  # look at data and zero-shot accuracy before training where they are published
-    **given,  # run parameters
-) -> int:  # exit code
-    "Makes one run, or goes on with an interrupted one."
-    notebook = notebook or notebook_path("fine_tune")
-    job = runner.job_for(asked(given, notebook))
-    if preflight: check.check_before_training(notebook, [job])
-    if not devices.is_one_of_many():
-        code = runner.run_all(notebook, [job], at_once=1)
-        if code == 0: print(shorten(job.path))
-        return code
-    execute.make_run(notebook, **job.given)
-    if devices.is_main_process(): print(f"{job}  {records.summary(job.path)}")
-    return 0
+# %% ../nbs/6_use/00_commands.ipynb #1cdeee54
+def method_names(
+    methods: str | Sequence[str] | None,  # names, "module:NAME", or "all"; None: the usual ones
+) -> list[str]:
+    "The methods of a comparison; all is every built-in one."
+    names = list_values(methods, str) if isinstance(methods, str) else list(methods or [])
+    if not names: return [method.name for method in usual_methods()]
+    every = all_methods() if "all" in names else {}
+    return list(dict.fromkeys([*every, *(name for name in names if name != "all")]))
 
-# %% ../nbs/6_use/00_commands.ipynb #ec96ecbe
+# %% ../nbs/6_use/00_commands.ipynb #8a28bb5f
 def plan_comparison(
-    methods: str | Sequence[str] | None,  # None: all that are built in
+    methods: str | Sequence[str] | None,  # "all": those that are built in; None: the usual ones among them
     seeds: int,
     settings: str,  # run parameters, "lr=1e-5,device=cuda"
     notebook: str | Path,
@@ -125,11 +141,11 @@ def plan_comparison(
 ) -> list[Any]:  # jobs
     "The runs of a comparison, every one checked."
     if devices.is_one_of_many():
-        raise UserError("carot reproduce starts processes itself; under accelerate launch or torchrun give single "
-                        "runs: carot run")
+        raise UserError("carot reproduce starts processes itself (--processes); under accelerate launch or torchrun "
+                        "give single runs: carot run")
     if "method" in given or "seed" in given: raise UserError("a comparison takes methods and seeds, not method or seed")
     if seeds < 1: raise UserError("seeds must be at least 1")
-    names = (list_values(methods, str) if isinstance(methods, str) else list(methods or [])) or list(all_methods())
+    names = method_names(methods)
     known = known_parameters(notebook, *names)
     given = parse_settings(settings, known) | {name: value for name, value in given.items() if value is not None}
     return runner.plan_runs(names, seeds, given)
@@ -147,12 +163,13 @@ def report_parameters(
 
 # %% ../nbs/6_use/00_commands.ipynb #df45a689
 def reproduce(
-    methods: str | Sequence[str] | None = None,  # "ft,carot" or module:NAME of your own; None: all built-in ones
+    methods: str | Sequence[str] | None = None,  # "ft,carot", module:NAME of your own, or all; None: the usual ones
     seeds: int = 1,  # runs per method, with the seeds 1, 2, ...
     metrics: str = "",  # metrics in the report beside the built-in ones, "module:NAME,module:NAME"
     jobs: int | None = None,  # runs at once; None: one, or one per core where a run uses one thread and no GPU
     timeout: float | None = None,  # minutes a run may take; None: no limit
     preflight: bool = True,  # look at data and zero-shot accuracy before training where they are published
+    processes: int = 1,  # processes per run, as `accelerate launch` starts them; 1: none
     *,
     settings: str = "",  # run parameters for all runs, "lr=1e-5,device=cuda"
     notebook: str | Path | None = None,  # None: carot's own `fine_tune`
@@ -165,10 +182,12 @@ def reproduce(
     notebook = notebook or notebook_path("fine_tune")
     if jobs is not None and jobs < 1: raise UserError("jobs must be at least 1")
     planned = plan_comparison(methods, seeds, settings, notebook, given)
-    if preflight: check.check_before_training(notebook, planned)
-    at_once = jobs or runner.default_jobs(planned[-1].parameters)
-    code = runner.run_all(notebook, planned, at_once, timeout, screen=screen)
-    if screen: screen.draw(planned, [], 0)
+    runner.check_processes(processes, planned[-1].parameters)
+    needed = runner.with_bases(planned)
+    if preflight: check.check_before_training(notebook, needed)
+    at_once = jobs or runner.default_jobs(planned[-1].parameters, processes)
+    code = runner.run_all(notebook, needed, at_once, timeout, screen=screen, processes=processes)
+    if screen: screen.draw(needed, [], 0)
     if code == 75 or not any(map(runner.is_complete, planned)): return code
     report = report_notebook or notebook_path("report")
     asked_for = report_parameters(planned) | ({"metrics": metrics} if metrics else {})

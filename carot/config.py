@@ -9,13 +9,15 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
 from .core import UserError, unknown
 
 # %% auto #0
-__all__ = ['setting', 'Setting', 'describe', 'convert', 'parse', 'parse_settings', 'check_bounds', 'RunSettings', 'TrainSettings']
+__all__ = ['setting', 'Setting', 'declared', 'describe', 'convert', 'parse', 'parse_settings', 'check_bounds', 'RunSettings',
+           'TrainSettings']
 
 # %% ../nbs/1_method/01_config.ipynb #cac83e3c
 def setting(
@@ -52,12 +54,17 @@ class Setting:
     matters: bool = True
 
 # %% ../nbs/1_method/01_config.ipynb #722f9169
+@cache
+def declared(settings: type) -> dict[str, Setting]:
+    "What a dataclass of settings declares; asked for often, read once."
+    kinds = get_type_hints(settings)
+    return {f.name: Setting(f.name, kinds[f.name], f.default, **f.metadata) for f in fields(settings)}
+
 def describe(
     settings: type,  # a dataclass of settings, or an instance
 ) -> dict[str, Setting]:  # in the order of declaration
     "The settings of a class by name."
-    kinds = get_type_hints(settings if isinstance(settings, type) else type(settings))
-    return {f.name: Setting(f.name, kinds[f.name], f.default, **f.metadata) for f in fields(settings)}
+    return dict(declared(settings if isinstance(settings, type) else type(settings)))
 
 # %% ../nbs/1_method/01_config.ipynb #8eb884a0
 def convert(

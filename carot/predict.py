@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from .calibration import fit_temperature, softmax
+from .calibration import softmax, temperature_and_reason
 from .clip import load_clip
 from .core import UserError, write_atomic
 from .data import BadImage, Benchmark, read_image
@@ -36,7 +36,7 @@ def open_model(
     "The weights that a run left behind, or the model that an untrained one names."
     config = read_json(run/"config.json")
     if (run/part).is_dir(): source = [str(run/part)]
-    elif config and not recorded_method(run.parent.name, config).trains:
+    elif config and recorded_method(run.parent.name, config).untouched:
         source = [config["parameters"]["model"], config["parameters"]["pretrained"]]
     else: raise UserError(f"{run} has no student: its training has not ended; finish the run first")
     clip, _, transform, tokenizer = load_clip(*source)
@@ -65,13 +65,14 @@ def open_checkpoint(
 def choose_temperature(
     temperature: str | float,  # "auto" or a positive number
     val: Path | None,  # saved validation predictions
-) -> tuple[float, str]:  # the temperature, and where it comes from in words
+) -> tuple[float, str]:  # the temperature, and in words where it comes from, or why there is none
     "The number that logits are divided by. Raises `UserError` for one that is none."
     if temperature == "auto":
-        if val is None: return 1.0, "not fitted: there are no validation predictions of this model"
+        if val is None: return 1.0, "none applied: there are no validation predictions of this model"
         predictions = read_predictions(val)
+        T, reason = temperature_and_reason(predictions.logits, predictions.labels)
         about = f"fitted on the {len(predictions.labels):,} validation images of the run"
-        return fit_temperature(predictions.logits, predictions.labels), about
+        return T, f"none applied: on validation, {reason}" if reason else about
     try: value = float(temperature)
     except ValueError: value = 0.0
     if not 0 < value < float("inf"):
@@ -161,7 +162,7 @@ def classify_files(
     batch_size: int = 256,  # images at once
     workers: int = 0,  # loader processes
     device: str = "auto",  # auto, cpu, cuda, cuda:1, mps
-) -> pd.DataFrame:  # columns file, class, confidence, second, second_confidence, error
+) -> pd.DataFrame:  # columns file, class, confidence, second, second_confidence, error, temperature, calibration
     "Classify image files by a run's model: class and calibrated confidence of each, as a table."
     files = list_files(images)
     model, transform, benchmark, val = open_checkpoint(checkpoint, device)
@@ -171,6 +172,7 @@ def classify_files(
         raise UserError(f"none of the {len(files)} files in {images} is an image that can be read; "
                         f"the first: {errors[0]}")
     table = table_of_classes(files, read, softmax(logits / T), errors, benchmark.classnames)
+    table = table.assign(temperature=T, calibration=source)
     if out: write_atomic(out, table.to_csv(sep="\t", index=False, float_format="%.6f").encode(errors="surrogateescape"))
     print(f"{len(read)} images, temperature {T:.3f} ({source})" + (f", written to {out}" if out else ""))
     for index in list(errors)[:10]: print(f"  skipped: {errors[index]}")

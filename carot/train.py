@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from .clip import load_clip, save_clip
 from .config import describe
 from .core import UserError, write_atomic
-from .data import Benchmark, CaptionedImages, EpochBatches, image_name, prepare, sample_seeds
+from .data import Benchmark, CaptionedImages, EpochBatches, image_name, plain_images, prepare, sample_seeds
 from .engine.checkpoints import Rhythm, load_checkpoint, save_checkpoint
 from .engine.devices import is_main_process, make_accelerator
 from .engine.large_batches import (Cut, ProcessBatches, backward_in_parts, check_batch_norm, compute_features,
@@ -36,7 +36,7 @@ from .methods.base import (Method, Objective, Stage, Start, benchmark_defaults, 
 # %% auto #0
 __all__ = ['learning_rate', 'count_steps', 'whole_gradients', 'train_step', 'check_finite', 'recall_skipped', 'note_skipped',
            'gather_indices', 'make_cut', 'what_matters', 'Loop', 'go_on', 'make_loader', 'prepare_step', 'make_step',
-           'record_step', 'save_if_due', 'train_stage', 'FineTuned', 'load_finetuned', 'CachedFeatures', 'plain_images',
+           'record_step', 'save_if_due', 'train_stage', 'FineTuned', 'load_finetuned', 'CachedFeatures',
            'compute_inputs', 'result_of', 'train_stages', 'untrained', 'fine_tune']
 
 # %% ../nbs/1_method/06_train.ipynb #c85ac2fa
@@ -401,8 +401,6 @@ class CachedFeatures(CaptionedImages):
         return self.features[index], "", int(self.labels[index]), -1 - index if index in self.skipped else index
 
 # %% ../nbs/1_method/06_train.ipynb #fa9aa954
-def plain_images(benchmark): return benchmark.plain() if benchmark.plain else benchmark.train
-
 @stoppable
 def compute_inputs(
     objective: Objective,  # whose reference makes the features
@@ -466,6 +464,8 @@ def untrained(
     "The result of a method that trains nothing: the zero-shot model, or what is derived from other results."
     if method.untouched: return FineTuned(start.clip, log=[], skipped=[])
     assert method.derive
+    if method.bases and not bases:
+        raise UserError(f"{method.name} is made from the results of other runs; give them as bases, or use carot run")
     made = method.derive(start, list(bases) or [FineTuned(start.clip)])
     if out and is_main_process(): made.save(out)
     return replace(made, log=[], skipped=[])

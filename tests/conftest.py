@@ -1,12 +1,33 @@
-"""What the tests share: one CPU thread, a tiny CLIP and a tiny benchmark."""
+"""What the tests share: one CPU thread, a tiny CLIP and a tiny benchmark; how several workers divide them."""
 import numpy as np
 import pytest
 import torch
+from forks import all_forked, forked  # noqa: F401, fixtures
 
 from carot.clip import build_clip
 from carot.data import ArrayImages, Benchmark, EvalSet
 
 torch.set_num_threads(1)
+
+def group_of(item):
+    "Tests of one group stay on one worker: those of a file; a slow one is alone, unless its group is named."
+    named = item.get_closest_marker("xdist_group")
+    return named.args[0] if named else item.nodeid if item.get_closest_marker("slow") else item.path.name
+
+def seconds_of(item):
+    "As its marker says, of one core."
+    slow = item.get_closest_marker("slow")
+    return (slow.args or (10,))[0] if slow else 0
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
+def pytest_collection_modifyitems(config, items):
+    "For workers, `pytest -n 3 --dist loadgroup --no-loadscope-reorder`: what takes longest begins first."
+    if not hasattr(config, "workerinput"): return
+    total = {}
+    for item in items: total[group_of(item)] = total.get(group_of(item), 0) + seconds_of(item)
+    items.sort(key=lambda item: -total[group_of(item)])
+    for item in items:
+        if group_of(item) != item.nodeid: item.add_marker(pytest.mark.xdist_group(group_of(item)))
 
 VISION = {"image_size": 16, "layers": 1, "width": 24, "head_width": 8, "patch_size": 8}
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

@@ -118,12 +118,18 @@ def test_ece_equals_netcal():
 
 
 @pytest.mark.parametrize("n, batch_size", [(100, 32), (96, 32), (5, 7), (10, 1)])
-def test_batched_ece_is_the_mean_over_batches(n, batch_size):
+@pytest.mark.parametrize("n_bins", [1, 10, 15])
+def test_batched_ece_is_the_mean_over_batches_weighted_by_their_sizes(n, batch_size, n_bins):
+    "As the public code sums: the ECE of each batch times its number of images, over all images."
     probs, labels = predictions(n, 4)
     batches = [slice(i, i + batch_size) for i in range(0, n, batch_size)]
-    errors = [loop_ece(probs[batch].tolist(), labels[batch].tolist(), 10) for batch in batches]
-    assert len(errors) == math.ceil(n / batch_size)
-    assert cal.batched_ece(probs, labels, batch_size) == pytest.approx(sum(errors) / len(errors), abs=1e-12)
+    errors = [loop_ece(probs[batch].tolist(), labels[batch].tolist(), n_bins) for batch in batches]
+    sizes = [len(labels[batch]) for batch in batches]
+    assert len(errors) == math.ceil(n / batch_size) and sum(sizes) == n
+    expected = sum(size * error for size, error in zip(sizes, errors)) / n
+    found = cal.batched_ece(probs, labels, batch_size, n_bins)
+    assert found == pytest.approx(expected, abs=1e-12)
+    if len(set(sizes)) > 1: assert found != pytest.approx(sum(errors) / len(errors), abs=1e-4)  # the plain mean
 
 
 def test_batched_ece_is_biased_and_whole_set_ece_is_nearly_not():
@@ -187,8 +193,87 @@ def test_extreme_scores():
     assert cal.softmax([[1e4, 0.0], [-1e4, -1e4]]).tolist() == [[1.0, 0.0], [0.5, 0.5]]
 
 
+# --- macro-F1, AUROC, AURC: from the definitions, with counts and pairs
+
+def loop_macro_f1(probs, labels):
+    predicted = [max(range(len(row)), key=row.__getitem__) for row in probs]
+    scores = []
+    for c in sorted(set(predicted) | set(labels)):
+        hits = sum(p == c == y for p, y in zip(predicted, labels))
+        precision = hits / predicted.count(c) if c in predicted else 0.0
+        recall = hits / labels.count(c) if c in labels else 0.0
+        scores.append(2 * precision * recall / (precision + recall) if hits else 0.0)
+    return sum(scores) / len(scores)
+
+
+def loop_auroc(probs, labels):
+    confidences, correct = loop_top(probs, labels)
+    right = [c for c, a in zip(confidences, correct) if a]
+    wrong = [c for c, a in zip(confidences, correct) if not a]
+    if not right or not wrong: return math.nan
+    return sum((r > w) + (r == w) / 2 for r in right for w in wrong) / (len(right) * len(wrong))
+
+
+def loop_aurc(probs, labels):
+    pairs, risks, wrong = sorted(zip(*loop_top(probs, labels)), reverse=True), [], 0.0
+    share = {c: sum(not a for b, a in pairs if b == c) / sum(b == c for b, _ in pairs) for c, _ in pairs}
+    for k, (c, _) in enumerate(pairs, 1):
+        wrong += share[c]
+        risks.append(wrong / k)
+    return sum(risks) / len(risks)
+
+
+LOOPS = {"macro_f1": loop_macro_f1, "auroc": loop_auroc, "aurc": loop_aurc}
+
+
+@pytest.mark.parametrize("n, classes, seed", [*CASES, (40, 30, 9)])
+@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("ties", [False, True])
+def test_scores_of_the_prediction_equal_plain_loops(name, ties, n, classes, seed):
+    probs, labels = predictions(n, classes, seed)
+    if ties:
+        probs = np.eye(classes)[probs.argmax(1)] * 0.5 + 0.5 / classes
+        probs[::3] = np.eye(classes)[probs[::3].argmax(1)]
+    found = getattr(cal, name)(probs, labels)
+    assert found == pytest.approx(LOOPS[name](probs.tolist(), labels.tolist()), abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("n, classes", [(500, 7), (40, 30), (3, 2), (1, 5)])
+def test_macro_f1_and_auroc_equal_scikit_learn(n, classes):
+    "Classes that are never predicted, or never there, included."
+    metrics = pytest.importorskip("sklearn.metrics")
+    for seed in range(5):
+        probs, labels = predictions(n, classes, seed)
+        expected = metrics.f1_score(labels, probs.argmax(1), average="macro", zero_division=0)
+        assert cal.macro_f1(probs, labels) == pytest.approx(expected, abs=1e-12)
+        confidences, correct = cal.top_label(probs, labels)
+        if 0 < correct.sum() < n:
+            assert cal.auroc(probs, labels) == pytest.approx(metrics.roc_auc_score(correct, confidences), abs=1e-12)
+
+
+def test_scores_of_the_prediction_at_their_ends():
+    sure, unsure = two_class([0.9] * 3 + [0.6] * 2), two_class([0.8] * 5)
+    assert cal.auroc(sure, [0, 0, 0, 1, 1]) == 1 and cal.auroc(sure, [1, 1, 1, 0, 0]) == 0
+    assert cal.auroc(unsure, [0, 0, 0, 1, 1]) == 0.5 and cal.aurc(unsure, [0, 0, 0, 1, 1]) == pytest.approx(0.4)
+    assert cal.aurc(sure, [0, 0, 0, 1, 1]) == pytest.approx((1 / 4 + 2 / 5) / 5)
+    assert cal.macro_f1(sure, [0] * 5) == 1 and cal.macro_f1(sure, [1] * 5) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for labels in ([0] * 5, [1] * 5):
+            assert math.isnan(cal.auroc(sure, labels)) and cal.aurc(sure, labels) == labels[0]
+            assert math.isnan(cal.bootstrap(cal.auroc, sure, labels, 20)[0])
+    assert cal.METRICS["auroc"].show(math.nan) == cal.METRICS["auroc"].show_difference(math.nan) == "–"
+
+
+def test_without_an_error_in_some_resample_the_auroc_has_no_interval():
+    labels = [0] * 30 + [1]
+    values = cal.bootstrap_values(cal.auroc, two_class(np.linspace(0.6, 0.9, 31)), labels, 50)
+    assert 0 < np.isnan(values).sum() < 50 and all(np.isnan(cal.percentile_interval(values)))
+
+
 def test_metrics_have_the_names_under_which_results_are_saved():
-    assert " ".join(cal.METRICS) == "accuracy nll brier ece adaptive_ece classwise_ece confidence batched_ece"
+    assert " ".join(cal.METRICS) == ("accuracy nll brier ece adaptive_ece classwise_ece macro_f1 auroc aurc "
+                                     "confidence batched_ece")
     assert all(metric.name == name for name, metric in cal.METRICS.items())
     assert all(type(metric(*predictions())) is float for metric in WHOLE.values())
     with pytest.raises(TypeError, match="batch_size"): cal.METRICS["batched_ece"](*predictions())
@@ -196,8 +281,8 @@ def test_metrics_have_the_names_under_which_results_are_saved():
 
 @pytest.mark.parametrize("name, function", [
     ("accuracy", cal.accuracy), ("nll", cal.nll), ("brier", cal.brier_score), ("ece", cal.ece),
-    ("adaptive_ece", cal.adaptive_ece), ("classwise_ece", cal.classwise_ece), ("confidence", cal.confidence),
-    ("batched_ece", cal.batched_ece)])
+    ("adaptive_ece", cal.adaptive_ece), ("classwise_ece", cal.classwise_ece), ("macro_f1", cal.macro_f1),
+    ("auroc", cal.auroc), ("aurc", cal.aurc), ("confidence", cal.confidence), ("batched_ece", cal.batched_ece)])
 def test_metrics_are_the_plain_functions(name, function):
     metric, options = cal.METRICS[name], {"batch_size": 32} if name == "batched_ece" else {}
     assert metric.function is function and metric(*predictions(), **options) == function(*predictions(), **options)
@@ -222,8 +307,8 @@ def test_fit_temperature_equals_a_fine_grid(seed, scale, classes):
     fine = np.linspace(near * 0.95, near * 1.05, 1001)
     assert fitted == pytest.approx(fine[np.argmin([loop_nll(logits, labels, t) for t in fine])], rel=2e-4)
     assert loop_nll(logits, labels, fitted) <= min(loop_nll(logits, labels, fitted * (1 + e)) for e in (-1e-3, 0, 1e-3))
-    margins = logits - logits[np.arange(400), labels][:, None]
-    assert cal.nll_slope(1 / fitted, margins)[0] == pytest.approx(0, abs=1e-8 * scale)
+    below = logits - logits.max(1, keepdims=True)
+    assert cal.nll_slope(1 / fitted, below, below[np.arange(400), labels])[0] == pytest.approx(0, abs=1e-8 * scale)
 
 
 def test_fit_temperature_divides_the_logits_and_ignores_offsets():
@@ -242,9 +327,68 @@ def test_fit_temperature_divides_the_logits_and_ignores_offsets():
     ([[900.0, 0.0], [0.0, 800.0]], [0, 1], 1e-3),  # the same where the slope underflows
     ([[3.0, 0.0], [0.0, 2.0]], [1, 0], 1e3),  # always wrong: the hotter the better
     ([[1e7, 0.0], [0.0, 1e7], [1e7, 0.0]], [0, 1, 1], 1e3)])  # the minimum lies beyond the bound
-def test_fit_temperature_stops_at_its_bounds_and_says_so(logits, labels, expected):
-    with pytest.warns(UserWarning, match="bound"):
-        assert cal.fit_temperature(logits, labels) == expected
+def test_nll_temperature_stops_at_its_bounds(logits, labels, expected):
+    assert cal.nll_temperature(np.array(logits), np.array(labels)) == expected
+
+
+def some_right(n, right, classes=4, seed=0):
+    "logits of n images, and labels that agree with so many of their predictions"
+    logits = np.random.default_rng(seed).normal(0, 2, (n, classes))
+    return logits, (logits.argmax(1) + (np.arange(n) >= right)) % classes
+
+
+FITS = {"nll": cal.fit_temperature, "ece": cal.fit_temperature_ece}
+NO_FIT = {"perfect": (5000, 5000, "0 of 5,000 predictions are wrong"), "none right": (500, 0, "0 of 500 .* are right"),
+          "nine wrong": (500, 491, "9 of 500 .* are wrong"), "nine right": (500, 9, "9 of 500 .* are right"),
+          "few images": (99, 50, "99 images"), "one image": (1, 1, "1 images are fewer")}
+
+@pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
+@pytest.mark.parametrize("n, right, words", NO_FIT.values(), ids=NO_FIT)
+def test_too_little_to_fit_a_temperature(fit, n, right, words):
+    "T = 1, one line of warning from where the fit was asked for, and the reason for whoever asks."
+    logits, labels = some_right(n, right)
+    with pytest.warns(cal.NoTemperature, match=words) as caught: assert fit(logits, labels) == 1
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert "\n" not in str(caught[0].message) and "(T = 1)" in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        T, reason = cal.temperature_and_reason(logits, labels, fit)
+    assert T == 1 and reason == caught[0].message.args[0]
+
+
+def test_a_fit_that_meets_a_bound_is_none():
+    logits, labels = some_right(1000, 10)  # nearly always wrong: the hotter the better
+    for fit in FITS.values():
+        with pytest.warns(cal.NoTemperature, match="T = 1000, a bound"): assert fit(logits, labels) == 1
+    logits, labels = some_right(1000, 900)
+    with pytest.warns(cal.NoTemperature, match="T = 0.001, a bound"):
+        assert cal.fit_temperature(1e-5 * logits, labels) == 1
+
+
+def test_what_is_just_enough_is_fitted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for fit in FITS.values():
+            T, reason = cal.temperature_and_reason(*some_right(100, 90), fit)
+            assert not reason and T == fit(*some_right(100, 90)) != 1
+
+
+def test_no_temperature_survives_what_warnings_go_through():
+    import pickle
+    warning = pickle.loads(pickle.dumps(cal.NoTemperature("12 images")))
+    assert str(warning) == "no temperature is applied (T = 1): 12 images" and warning.args == ("12 images",)
+
+
+def test_float32_search_and_float64_end_equal_a_search_in_float64():
+    for seed, scale in enumerate([1e-3, 0.1, 1, 30, 1e4]):
+        rng = np.random.default_rng(seed)
+        logits = rng.normal(0, 2, (3000, 20))
+        labels = (rng.random((3000, 1)) < cal.softmax(logits).cumsum(1)).argmax(1)
+        logits = scale * logits + rng.normal(0, 100, (3000, 1))
+        below = logits - logits.max(1, keepdims=True)
+        own = below[np.arange(3000), labels]
+        exact = 1 / cal.newton(lambda beta, b=below, o=own: cal.nll_slope(beta, b, o), 1.0, 1e-13)
+        assert cal.nll_temperature(logits, labels) == pytest.approx(exact, rel=1e-9)
 
 
 def test_fit_temperature_ends_on_awkward_logits(recwarn):
@@ -253,14 +397,62 @@ def test_fit_temperature_ends_on_awkward_logits(recwarn):
         n, classes = rng.integers(1, 30), rng.integers(1, 6)
         logits = rng.normal(size=(n, classes)) * 10 ** rng.uniform(-4, 4, (n, 1))
         labels = rng.integers(classes, size=n)
-        T = cal.fit_temperature(logits, labels)
+        T = cal.nll_temperature(logits, labels)
         assert 1e-3 <= T <= 1e3
         others = [loop_nll(logits, labels, t) for t in np.geomspace(1e-3, 1e3, 61)]
         assert loop_nll(logits, labels, T) <= min(others) * (1 + 1e-9) + 1e-12
     masked = np.where(np.arange(5) < 2, np.finfo(np.float32).min, rng.normal(size=(200, 5)))
     labels = rng.integers(2, 5, size=200)
-    assert cal.fit_temperature(masked, labels) == pytest.approx(cal.fit_temperature(masked[:, 2:], labels - 2))
-    assert cal.fit_temperature(np.ones((4, 3)), [0, 1, 2, 0]) == 1
+    for scale in (1, 3):
+        plain = masked[:, 2:] * scale + 2 * (np.arange(3) == labels[:, None] - 2)
+        hidden = np.concatenate([masked[:, :2], plain], 1)
+        assert cal.fit_temperature(hidden, labels) == pytest.approx(cal.fit_temperature(plain, labels - 2))
+    assert cal.nll_temperature(np.ones((4, 3)), np.array([0, 1, 2, 0])) == 1
+
+
+def loop_ece_at(logits, labels, temperature, n_bins=10):
+    "ECE at a temperature, row by row in Python floats."
+    rows = [[math.exp((z - max(row)) / temperature) for z in row] for row in logits]
+    return loop_ece([[e / sum(row) for e in row] for row in rows], labels, n_bins)
+
+
+@pytest.mark.parametrize("seed, scale, n_bins", [(0, 1, 10), (1, 0.1, 10), (2, 8, 15), (3, 40, 1)])
+def test_fit_temperature_ece_is_as_good_as_a_grid(seed, scale, n_bins):
+    "The best of the whole grid of a power of ten in ten, and better than what surrounds it."
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (200, 5))
+    labels = (rng.random((200, 1)) < cal.softmax(logits).cumsum(1)).argmax(1)
+    logits *= scale
+    T = cal.fit_temperature_ece(logits, labels, n_bins)
+    assert type(T) is float and T == cal.fit_temperature_ece(logits, labels, n_bins)
+    found = loop_ece_at(logits.tolist(), labels.tolist(), T, n_bins)
+    assert found == pytest.approx(cal.ece(cal.softmax(logits / T), labels, n_bins), abs=1e-12)
+    for t in [*10 ** (np.arange(-30, 31) / 10), *T * 10 ** (np.arange(-9, 10) / 1e5)]:
+        assert found <= loop_ece_at(logits.tolist(), labels.tolist(), t, n_bins) + 1e-4 * (abs(t / T - 1) < 1e-3)
+    nearest = 10 ** (round(10 * math.log10(T)) / 10)
+    assert found <= loop_ece_at(logits.tolist(), labels.tolist(), nearest, n_bins) + 1e-12
+
+
+def test_fit_temperature_ece_finds_the_truth_and_ignores_offsets():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (20_000, 5))
+    labels = (rng.random((20_000, 1)) < cal.softmax(logits).cumsum(1)).argmax(1)
+    T = cal.fit_temperature_ece(3 * logits, labels)
+    assert T == pytest.approx(3, rel=0.05)
+    assert cal.fit_temperature_ece(3 * logits + np.round(rng.normal(0, 9, (20_000, 1))), labels) == pytest.approx(T)
+    assert cal.ece(cal.softmax(3 * logits / T), labels) <= cal.ece(cal.softmax(logits), labels) + 1e-3
+
+
+def test_ece_temperature_at_its_bounds():
+    two, diagonal = np.array([[3.0, 0.0], [0.0, 2.0]]), np.eye(2)
+    assert cal.ece_temperature(two, np.array([1, 0])) == cal.T_MAX  # always wrong: the less confident the better
+    assert cal.ece_temperature(1e-4 * diagonal, np.array([0, 1])) == cal.T_MIN  # right by a hair
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cal.ece_temperature(np.ones((4, 3)), np.array([0, 1, 2, 0])) == 1  # makes no difference
+        T = cal.ece_temperature(two, np.array([0, 1]))  # an ECE of 0 wherever confidence rounds to 1
+        assert 0.001 < T < 0.1 and cal.ece(cal.softmax(two / T), [0, 1]) == 0
+        assert 0 < cal.ece_temperature(np.array([[1e300, -1e300], [0.0, 1.0]]), np.array([0, 1])) < 0.1
 
 
 # --- bootstrap
@@ -329,6 +521,7 @@ def test_interval_is_the_middle_95_percent():
     values = np.random.default_rng(0).permutation(1000)
     assert cal.percentile_interval(values) == (25, 974)
     probs, labels = predictions(400, 3)
+    assert all(np.isnan(cal.percentile_interval([*range(100), math.nan])))
     values = cal.bootstrap_values(cal.brier_score, probs, labels)
     assert cal.bootstrap(cal.brier_score, probs, labels) == pytest.approx(np.percentile(values, [2.5, 97.5]), abs=1e-3)
 
@@ -385,7 +578,8 @@ def test_layouts_and_label_types():
 def test_tensors_on_a_gpu():
     probs, labels = (torch.as_tensor(array) for array in predictions())
     assert cal.ece(probs.cuda().requires_grad_(), labels.cuda()) == cal.ece(probs, labels)
-    assert cal.fit_temperature(probs.log().cuda(), labels.cuda()) == cal.fit_temperature(probs.log(), labels)
+    for fit in (cal.fit_temperature, cal.fit_temperature_ece):
+        assert fit(probs.log().cuda(), labels.cuda()) == fit(probs.log(), labels)
 
 
 def test_inputs_are_not_written_to():
@@ -395,6 +589,7 @@ def test_inputs_are_not_written_to():
     for array in (probs, labels, logits): array.flags.writeable = False
     for metric in WHOLE.values(): metric(probs, labels); cal.bootstrap(metric, probs, labels, 3)
     cal.batched_ece(probs, labels, 7), cal.fit_temperature(logits, labels), cal.softmax(logits)
+    cal.fit_temperature_ece(logits, labels)
     assert all(np.array_equal(a, b) for a, b in zip((probs, labels, logits), copies))
 
 
@@ -444,11 +639,12 @@ def test_metrics_refuse_what_is_no_prediction(metric):
     refuses(metric, torch.as_tensor(LOGITS, dtype=torch.bfloat16), torch.as_tensor(LABELS))
 
 
-def test_fit_temperature_and_softmax_refuse_what_is_no_logit():
+@pytest.mark.parametrize("fit", [cal.fit_temperature, cal.fit_temperature_ece])
+def test_temperatures_and_softmax_refuse_what_is_no_logit(fit):
     for name, logits in BAD_MATRICES.items():
-        refuses(cal.fit_temperature, logits, LABELS[:len(logits)] if name in ("no samples", "ragged") else LABELS)
+        refuses(fit, logits, LABELS[:len(logits)] if name in ("no samples", "ragged") else LABELS)
         refuses(cal.softmax, logits)
-    for labels in BAD_LABELS.values(): refuses(cal.fit_temperature, LOGITS, labels)
+    for labels in BAD_LABELS.values(): refuses(fit, LOGITS, labels)
 
 
 @pytest.mark.parametrize("count", [0, -3, 2.5, 10.0, True, "10", None, math.nan])
@@ -458,6 +654,7 @@ def test_counts_must_be_whole_and_positive(count):
     assert "batch_size" in refuses(cal.batched_ece, PROBS, LABELS, batch_size=count)
     assert "n_bins" in refuses(cal.batched_ece, PROBS, LABELS, 4, n_bins=count)
     assert "n must" in refuses(cal.bootstrap, cal.ece, PROBS, LABELS, n=count)
+    assert "n_bins" in refuses(cal.fit_temperature_ece, LOGITS, LABELS, n_bins=count)
 
 
 def test_messages_name_the_row_and_the_remedy():

@@ -63,8 +63,10 @@ try: main([{command!r}, "--help"])
 except SystemExit as end: assert not end.code
 heavy = {{"torch", "matplotlib", "papermill", "pandas"}} & set(sys.modules)
 sys.exit(f"{{heavy}}" if heavy else "slow" if time.process_time() - began > 1 else 0)"""
-    done = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(clone))
-            for _ in range(2)]
+    def measure():
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(clone))
+    done = [measure()]
+    if done[0].returncode: done.append(measure())
     assert 0 in [each.returncode for each in done], done[0].stderr
     assert done[0].stdout.startswith(f"usage: carot {command}")
 
@@ -171,7 +173,7 @@ def test_interrupted_and_again(clone):
     assert process.returncode == 75 and out == "ft     batch_size=4,seed=1  started\n"
     assert err == ("carot: SIGINT: saving after the current step; Ctrl-C ends at once\n"
                    "carot: ft     batch_size=4,seed=1: stopped; give the same command again to go on\n")
-    assert wait(lambda: not alive(int(pid.read_text())), 5)
+    assert wait(lambda: not alive(int(pid.read_text())), 20)
 
     (logs/"hold").unlink()
     code, out, err = carot_command(clone, "run", "--method", "ft", "--batch-size=4")

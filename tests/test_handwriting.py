@@ -169,7 +169,7 @@ def test_defaults_are_dictionaries_of_their_own():
     for method in ("lp", "lp-ft", "carot"):
         defaults = handwriting.HANDWRITING.defaults_for(method)
         assert defaults == handwriting.DEFAULTS | handwriting.METHOD_DEFAULTS.get(method, {})
-        assert defaults.get("probe_lr", 1e-2) == 1e-2
+        assert defaults.get("probe_lr", 0.2) == 0.2
         defaults["epochs"] = -1
     assert handwriting.DEFAULTS["epochs"] > 0
 

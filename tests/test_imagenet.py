@@ -214,6 +214,7 @@ FEW = ("--benchmark imagenet --model tiny --epochs 1 --batch-size 500 --warmup-s
        "--no-preflight").split()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_broken_image_stops(tree, tmp_path):
     "Unless it may be skipped: one line with its name, and exit code 2."
     save_clip(build_clip(TINY_VIT), tmp_path/"tiny")
@@ -221,6 +222,8 @@ def test_a_broken_image_stops(tree, tmp_path):
     assert code == 2 and f"{WNIDS[5]}_0.JPEG" in err and err.count("\n") == 1
 
 
+@pytest.mark.slow(40)
+@pytest.mark.usefixtures("forked")
 def test_from_the_command_line(tree, tmp_path):
     "The check, then every method for four steps on the whole tree, broken JPEG and strangers included; the report."
     torch.manual_seed(0)
@@ -236,7 +239,7 @@ def test_from_the_command_line(tree, tmp_path):
     assert code == 0, err
     folder = tmp_path/"expt_logs"/"imagenet"
     runs = {path.parent.name: path for path in folder.glob("*/*seed=1") if (path/"metrics.tsv").exists()}
-    assert set(runs) == set(all_methods())
+    assert set(runs) == {name for name, method in all_methods().items() if method.usual}
     for method, path in runs.items():
         config = json.loads((path/"config.json").read_text())
         assert config["complete"] and config["steps"] == {"zs": 0, "lp-ft": 8}.get(method, 4)
@@ -259,7 +262,9 @@ def vit():
     return load_clip("ViT-B-16", "random")
 
 
-@pytest.mark.parametrize("method", [name for name, method in all_methods().items() if method.trains])
+@pytest.mark.xdist_group("vit")
+@pytest.mark.slow(12)
+@pytest.mark.parametrize("method", [name for name, method in all_methods().items() if method.trains and method.usual])
 def test_a_step_of_vit_b_16(tree, vit, method):
     "Random weights, 224 pixels, ten classes: one optimizer step moves what it should, on the CPU."
     clip, train, _, tokenizer = copy.deepcopy(vit[0]), *vit[1:]

@@ -1,22 +1,19 @@
-"Interpolation, temperature, the feature spectrum, and effects with intervals: the parts of the ablation notebooks."
-import copy
+"Variants of a run, temperature, the feature spectrum, and effects with intervals: the parts of the ablation notebooks."
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
 
 from carot.analysis.bootstrap import verdict
 from carot.analysis.bound import average_ranks, correlation, correlation_interval, image_embeddings, singular_values
 from carot.analysis.effects import (claim, explained, interval, marginal_range, mean_std, outcomes, reseed,
                                     sample_and_resamples, show)
-from carot.analysis.posthoc import in_memory, interpolate, mix, scale_temperature, starting_point, variant_predictions
-from carot.calibration import METRICS
+from carot.analysis.posthoc import choose_alpha, conformal_table, in_memory, scale_temperature, variant_predictions
+from carot.calibration import METRICS, fit_temperature_ece
 from carot.core import UserError
 from carot.evaluate import Predictions, classifier, predict_sets
-from carot.methods.base import linear_head
 from carot.train import FineTuned
 
 
@@ -26,62 +23,7 @@ def tokenizer(texts):
     return torch.tensor([row + [0] * (12 - len(row)) for row in rows])
 
 
-def moved(clip, by=0.05):
-    torch.manual_seed(1)
-    other = copy.deepcopy(clip)
-    with torch.no_grad():
-        for p in other.parameters(): p.add_(by * torch.randn_like(p))
-    return other
-
-
-# interpolation
-
-def test_ends_are_exact_the_middle_is_the_mean_and_nothing_is_changed(tiny_clip):
-    end = moved(tiny_clip)
-    before = [copy.deepcopy(m.state_dict()) for m in (tiny_clip, end)]
-    half = mix(tiny_clip, end, 0.5).state_dict()
-    for alpha, state in ((0.0, before[0]), (1.0, before[1])):
-        assert all(torch.equal(v, state[k]) for k, v in mix(tiny_clip, end, alpha).state_dict().items())
-    for k, v in half.items():
-        if v.is_floating_point() and v.isfinite().all():
-            torch.testing.assert_close(v, (before[0][k] + before[1][k]) / 2)
-    assert all(torch.equal(v, old[k]) for m, old in zip((tiny_clip, end), before) for k, v in m.state_dict().items())
-    s = mix(tiny_clip, end, 0.25).logit_scale
-    assert math.isclose(s.item(), 0.75 * tiny_clip.logit_scale.item() + 0.25 * end.logit_scale.item(), rel_tol=1e-6)
-
-
-def test_an_attention_mask_of_minus_infinity_stays_what_it_is(tiny_clip):
-    mask = tiny_clip.attn_mask
-    assert torch.isinf(mask).any() and torch.equal(mix(tiny_clip, moved(tiny_clip), 0.3).attn_mask, mask)
-
-
-def test_counts_in_buffers_are_not_averaged():
-    start, end = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
-    end.num_batches_tracked.fill_(7); end.running_mean.fill_(2.0)
-    mixed = mix(start, end, 0.5)
-    assert mixed.num_batches_tracked == 7 and mixed.running_mean.tolist() == [1.0, 1.0]
-
-
-@pytest.mark.parametrize("headed", [False, True])
-def test_alpha_zero_classifies_as_zero_shot(tiny_clip, toy, headed):
-    trained = FineTuned(moved(tiny_clip), linear_head(torch.randn(4, 16), torch.randn(4)) if headed else None)
-    start = starting_point(tiny_clip, tokenizer, toy, trained)
-    models = FineTuned(tiny_clip), interpolate(start, trained, 0), trained, interpolate(start, trained, 1)
-    zero, ours, end, last = (predict_sets(classifier(model, tokenizer, toy), toy) for model in models)
-    for name in zero: torch.testing.assert_close(ours[name].logits, zero[name].logits, atol=1e-4, rtol=1e-4)
-    assert all(torch.equal(last[name].logits, end[name].logits) for name in end)
-    assert not torch.allclose(end["Toy"].logits, zero["Toy"].logits, atol=0.1)
-
-
-def test_what_cannot_be_interpolated(tiny_clip, toy):
-    with pytest.raises(UserError, match="not normalised"):
-        probe = FineTuned(tiny_clip, linear_head(torch.zeros(4, 16)), normalized=False)
-        starting_point(tiny_clip, tokenizer, toy, probe)
-    with pytest.raises(UserError, match="differ in architecture"):
-        mix(nn.Linear(2, 2), nn.Linear(2, 2, bias=False), 0.5)
-    for alpha in (-0.1, 1.01, math.nan):
-        with pytest.raises(UserError, match="between 0"): interpolate(FineTuned(tiny_clip), FineTuned(tiny_clip), alpha)
-
+# variants
 
 def test_images_in_memory_give_the_same_predictions(tiny_clip, toy):
     model = classifier(FineTuned(tiny_clip), tokenizer, toy)
@@ -233,3 +175,37 @@ def test_temperature_is_fitted_on_val_alone():
     factors = {name: float((predictions[name].logits / p.logits).mean()) for name, p in scaled.items()}
     assert len({round(f, 8) for f in factors.values()}) == 1 and all(scaled[k].id == predictions[k].id for k in scaled)
     with pytest.raises(UserError, match="which are not there"): scale_temperature({"Clean": predictions["Clean"]})
+
+
+def test_temperature_by_ece_is_at_least_as_good_on_val():
+    predictions = run(3.0)
+    by_nll, by_ece = (scale_temperature(predictions, **how)["val"] for how in ({}, {"fit": fit_temperature_ece}))
+    ece = METRICS["ece"]
+    assert ece(by_ece.probs, by_ece.labels) <= ece(by_nll.probs, by_nll.labels) + 1e-9
+
+
+def test_a_share_is_chosen_on_val_alone():
+    path = {0.25: run(0.5), 0.5: run(1.0), 0.75: run(3.0)}
+    for name in ("nll", "ece", "accuracy"):
+        best = (max if METRICS[name].sign > 0 else min)(
+            path, key=lambda alpha: METRICS[name](path[alpha]["val"].probs, path[alpha]["val"].labels))
+        assert choose_alpha(path, name) == best
+    before = choose_alpha(path, "ece")
+    for predictions in path.values(): predictions["Noise"].logits[:] = 0
+    assert choose_alpha(path, "ece") == before
+    with pytest.raises(UserError, match="which are not there"): choose_alpha({0.5: {"Clean": path[0.5]["Clean"]}})
+    with pytest.raises(UserError, match="did you mean 'ece'"): choose_alpha(path, "eec")
+
+
+# conformal sets
+
+def test_sets_keep_their_promise_on_id_and_are_fitted_there_alone():
+    predictions = run(1.0, n=2000, sets=("Clean", "Noise"))
+    predictions["val"] = run(1.0, n=2000, sets=("Clean",))["Clean"]
+    table = conformal_table(predictions, 0.9).set_index("set")
+    assert list(table.index) == ["Clean", "Noise"] and list(table.id) == [True, False]
+    assert table.coverage["Clean"] >= 0.9 > table.coverage["Noise"] and (table["size"] >= 1).all()
+    wider = conformal_table(predictions, 0.97).set_index("set")
+    assert (wider["size"] > table["size"]).all() and (wider.coverage > table.coverage).all()
+    with pytest.raises(UserError, match="did you mean 'raps'"): conformal_table(predictions, kind="rap")
+    with pytest.raises(UserError, match="which are not there"): conformal_table({"Clean": predictions["Clean"]})

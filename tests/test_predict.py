@@ -6,11 +6,14 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 
-from carot.calibration import fit_temperature, softmax
+from carot import calibration
+from carot.calibration import softmax, temperature_and_reason
 from carot.clip import save_clip
 from carot.core import UserError
-from carot.evaluate import classifier, load_classes, predict_sets, save_classes
+from carot.evaluate import Predictions, classifier, load_classes, predict_sets, save_classes, save_predictions
 from carot.methods.base import find_method
 from carot.predict import classify_files, list_files, open_checkpoint
 from carot.train import fine_tune
@@ -41,14 +44,17 @@ def make_run(tiny_clip, toy, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["lp", "ft", "lp-ft", "flyp", "carot"])
-def test_the_same_as_in_evaluation(make_run, method, tmp_path):
+def test_the_same_as_in_evaluation(make_run, method, tmp_path, monkeypatch):
     run, predictions = make_run(method)
-    T = fit_temperature(predictions["val"].logits, predictions["val"].labels)
+    monkeypatch.setattr(calibration, "FEWEST_IMAGES", 1)
+    monkeypatch.setattr(calibration, "FEWEST_EACH", 1)
+    T, _ = temperature_and_reason(predictions["val"].logits, predictions["val"].labels)
     for temperature, value in [("auto", T), (1, 1.0), ("2.5", 2.5)]:
         table = classify_files(run, tmp_path/"new", tmp_path/"t.tsv", temperature, device="cpu")
         probs = softmax(predictions["Toy"].logits / value)
         assert list(table["class"]) == [["red", "green", "blue", "yellow"][c] for c in probs.argmax(1)]
         assert np.allclose(table.confidence, probs.max(1), atol=1e-5)
+        assert (table.temperature == value).all()
         assert np.allclose(table.second_confidence, np.sort(probs)[:, -2], atol=1e-5)
         assert (table["class"] != table.second).all()
     assert open_checkpoint(run/"student", "cpu")[3] == run/"predictions"/"val.safetensors"
@@ -67,9 +73,34 @@ def test_loader_processes_and_batches_change_nothing(make_run, tmp_path):
 def test_the_teacher_has_no_temperature(make_run, tmp_path, capsys):
     run, _ = make_run("carot")
     classify_files(run/"teacher", tmp_path/"new", None, device="cpu")
-    assert "temperature 1.000 (not fitted" in capsys.readouterr().out
-    classify_files(run, tmp_path/"new", None, device="cpu")
-    assert "(fitted on the 12 validation images of the run)" in capsys.readouterr().out
+    assert "temperature 1.000 (none applied: there are no validation predictions" in capsys.readouterr().out
+
+
+def saved_validation(run, n, wrong):
+    "validation predictions of four classes, sure of themselves, so many of them mistaken"
+    labels = torch.arange(n) % 4
+    logits = 9 * torch.nn.functional.one_hot((labels + (torch.arange(n) < wrong)) % 4, 4).float()
+    save_predictions(run/"predictions"/"val.safetensors", Predictions(logits, labels, True))
+
+
+@pytest.mark.parametrize("n, wrong, words", [
+    (600, 0, "0 of 600 predictions are wrong, fewer than 10"), (12, 6, "12 images are fewer than 100"),
+    (600, 590, "the fit ended at T = 1000, a bound"), (600, 60, None)])
+def test_a_temperature_that_cannot_be_told_is_not_applied(make_run, n, wrong, words, tmp_path, capsys, recwarn):
+    "A perfect validation does not make a model certain of noise; the line and the table say why."
+    run, _ = make_run("ft")
+    saved_validation(run, n, wrong)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(tmp_path/"noise.png")
+    table = classify_files(run, tmp_path/"noise.png", tmp_path/"t.tsv", device="cpu")
+    line, written = capsys.readouterr().out, pd.read_csv(tmp_path/"t.tsv", sep="\t")
+    about = f"none applied: on validation, {words}" if words else "fitted on the 600 validation images of the run"
+    assert about in line and line.count("\n") == 1 and written.calibration[0].startswith(about)
+    assert (written.temperature[0] == 1) == bool(words)
+    assert table.temperature[0] == pytest.approx(written.temperature[0], abs=1e-6)
+    assert not any(warning.category is calibration.NoTemperature for warning in recwarn)
+    plain = classify_files(run, tmp_path/"noise.png", None, 1, device="cpu")
+    assert (plain.confidence[0] == table.confidence[0]) == bool(words) and plain.calibration[0] == "as given"
 
 
 def test_zero_shot_run_and_run_without_classes(make_run, tmp_path):

@@ -10,7 +10,9 @@ import time
 import zipfile
 from pathlib import Path
 
+import psutil
 import pytest
+from forks import as_forks
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--epochs", "2", "--eval-sets", "Glyphs,GlyphsV2"]
@@ -25,10 +27,12 @@ def stats(out): return {str(f.relative_to(out).parent): f.read_bytes() for f in 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    result = carot("reproduce", "--methods", "zs,lp,carot", *SMALL, cwd=folder)
+    with as_forks(): result = carot("reproduce", "--methods", "zs,lp,carot", *SMALL, cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder, result.stdout
 
+@pytest.mark.slow(20)
+@pytest.mark.xdist_group("finished")
 def test_prints_tables_and_files(finished):
     folder, printed = finished
     assert "Avg. shifts" in printed and "report.ipynb" in printed and "carot" in printed
@@ -36,6 +40,7 @@ def test_prints_tables_and_files(finished):
         if line.startswith(("  expt_logs", "  /")): assert (folder/line.strip()).exists()
     assert not [line for line in printed.splitlines() if str(folder) in line]
 
+@pytest.mark.xdist_group("finished")
 def test_run_directory_is_complete(finished):
     runs = {p.parent.name: p for p in (finished[0]/"expt_logs"/"glyphs").glob("*/*") if (p/"config.json").exists()}
     assert sorted(runs) == ["carot", "lp", "zs"]
@@ -52,6 +57,8 @@ def test_run_directory_is_complete(finished):
     columns = [f"{s} {m}" for s in ("Glyphs", "GlyphsV2") for m in ("Accuracy", "ECE", "batched ECE")]
     assert header == ["", "epoch", *columns, "Avg ID carot Loss"]
 
+@pytest.mark.xdist_group("finished")
+@pytest.mark.usefixtures("forked")
 def test_again_does_nothing(finished):
     def times():
         return {f: f.stat().st_mtime_ns for f in finished[0].rglob("*") if f.is_file() and "report" not in f.parts}
@@ -59,6 +66,9 @@ def test_again_does_nothing(finished):
     assert carot("reproduce", "--methods", "zs,lp,carot", *SMALL, cwd=finished[0]).returncode == 0
     assert before == times()
 
+@pytest.mark.slow(15)
+@pytest.mark.xdist_group("finished")
+@pytest.mark.usefixtures("forked")
 def test_the_report_shows_what_was_asked_for(finished):
     "Other methods and seeds in the folder are neither in the tables nor in the figures."
     import pandas as pd
@@ -69,6 +79,7 @@ def test_the_report_shows_what_was_asked_for(finished):
     assert set(results.method) == {"zs", "lp"} and results[results.method == "lp"].run.nunique() == 1
     assert "| LP        | 1 " in printed and "CaRot" not in printed
 
+@pytest.mark.xdist_group("finished")
 def test_logits_give_the_logged_metrics(finished):
     import pandas as pd
     from carot.evaluate import load_predictions, metrics_table
@@ -77,6 +88,8 @@ def test_logits_give_the_logged_metrics(finished):
     again = metrics_table(load_predictions(run), 250).set_index(["set", "metric"]).value
     pd.testing.assert_series_equal(logged.sort_index(), again.sort_index(), rtol=1e-12)
 
+@pytest.mark.xdist_group("finished")
+@pytest.mark.slow(70)
 def test_killed_at_any_moment_ends_the_same(finished, tmp_path):
     "kill -9 of the whole command at growing delays until it gets through; results are those of the uninterrupted one."
     command = [sys.executable, "-m", "carot", "reproduce", "--methods", "zs,lp,carot", *SMALL]
@@ -94,6 +107,30 @@ def test_killed_at_any_moment_ends_the_same(finished, tmp_path):
     expected = {run: text for run, text in stats(finished[0]/"expt_logs"/"glyphs").items() if "seed=1" in run}
     assert stats(tmp_path/"expt_logs"/"glyphs") == expected and len(expected) == 3
 
+@pytest.mark.slow(25)
+@pytest.mark.usefixtures("forked")
+def test_stopped_on_two_processes_and_gone_on(tmp_path):
+    "A signal ends all processes between two steps, with exit code 75; the same command completes the run."
+    words = ["reproduce", "--methods", "flyp", "--epochs", "3", "--eval-sets", "Glyphs", "--processes", "2"]
+    process = subprocess.Popen([sys.executable, "-m", "carot", *words], cwd=tmp_path, text=True, start_new_session=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    run = tmp_path/"expt_logs"/"glyphs"/"flyp"/"epochs=3,eval_sets=Glyphs,seed=1"
+    def steps(): return (run/"train.tsv").read_text().splitlines()[1:] if (run/"train.tsv").exists() else []
+    deadline = time.monotonic() + 120
+    while len(steps()) < 4 and time.monotonic() < deadline: time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75 and "carot: flyp   epochs=3,eval_sets=Glyphs,seed=1: stopped by SIGTERM" in err, err
+    assert len(family) >= 4 and not psutil.wait_procs(family, timeout=20)[1]
+    before = len(steps())
+    assert 4 <= before < json.loads((run/"config.json").read_text())["steps"] and list((run/"checkpoints").iterdir())
+    result = carot(*words, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    config = json.loads((run/"config.json").read_text())
+    assert config["complete"] and [int(row.split("\t")[1]) for row in steps()] == list(range(1, config["steps"] + 1))
+
+@pytest.mark.usefixtures("forked")
 def test_two_at_once(tmp_path):
     words = [sys.executable, "-m", "carot", "run", "--method", "ft", "--epochs", "3", "--eval-sets", "Glyphs"]
     both = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -104,6 +141,7 @@ def test_two_at_once(tmp_path):
     assert codes == [0, 0] or "another process" in "".join(err for _, err in said)
     assert len(stats(tmp_path)) == 1
 
+@pytest.mark.slow(25)
 def test_from_a_wheel_outside_the_clone(tmp_path):
     build = ["--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", *build], check=True)

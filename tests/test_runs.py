@@ -1,5 +1,6 @@
 "Runs under faults: kills, crashes, two processes at once, other settings, strange names."
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from carot import commands
 from carot.core import UserError
+from carot.methods.base import all_methods
 from carot.runs import execute, jobs, records
 from carot.runs.settings import notebook_parameters, parameters_cell, resolve
 
@@ -28,12 +30,16 @@ run = open_run(resolve(asked_in(globals())), steps=3)
 print(pathlib.Path.cwd()/"data", sys.prefix, file=sys.stderr)
 if batch_size == 3: os.kill(os.getpid(), signal.SIGKILL)
 if batch_size == 4 and method == "lp": raise IndexError("beyond\\nthe end")
-(run.path/"pid").write_text(str(os.getpid()))
+if batch_size == 5 and os.environ.get("RANK") == "1": raise IndexError("only here")
+if batch_size == 5: time.sleep(60)
+if batch_size == 6: raise IndexError("number " + os.environ["RANK"])
+if run.writes: (run.path/"pid").write_text(str(os.getpid()))
 while (run.path.parent.parent.parent/"hold").exists(): time.sleep(0.1)
-if not run.complete:
+if run.writes:
     (run.path/"metrics.tsv").write_text(METRICS)
     run.finish(seconds={"total": 1.0})""".replace("METRICS", repr(METRICS))
 OUT = 'out: str = "expt_logs"'
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 def write_notebook(path, *cells):
@@ -105,15 +111,15 @@ def test_wrong_parameters_are_one_line_and_leave_nothing(notebook, tmp_path, mon
 
 def test_a_comparison_gives_settings_to_those_who_use_them(notebook):
     names = ["carot", "zs", "lp", "flyp", "ft", "lp-ft"]
-    planned = jobs.plan_runs(names, 2, {"distillation_coef": 0.5, "epochs": 2})
+    planned = jobs.plan_runs(names, 2, {"probe_lr": 0.5, "epochs": 2})
     assert [str(job).split() for job in planned if job.parameters["seed"] == 1] == [
-        ["zs", "seed=1"], *[[m, "epochs=2,seed=1"] for m in ("lp", "ft", "lp-ft", "flyp")],
-        ["carot", "distillation_coef=0.5,epochs=2,seed=1"]]
+        ["zs", "seed=1"], *[[m, "epochs=2,seed=1"] for m in ("lp", "ft")], ["lp-ft", "epochs=2,probe_lr=0.5,seed=1"],
+        *[[m, "epochs=2,seed=1"] for m in ("flyp", "carot")]]
     assert len(planned) == 11
     for bad in ({"seeds": 0}, {"jobs": 0}, {"methods": "fit"}):
         with pytest.raises(UserError): commands.reproduce(notebook=notebook, **bad)
-    with pytest.raises(UserError, match="none of the methods zs, ft uses distillation_coef"):
-        jobs.plan_runs(["zs", "ft"], 1, {"distillation_coef": 0.5})
+    with pytest.raises(UserError, match="none of the methods zs, ft uses probe_lr"):
+        jobs.plan_runs(["zs", "ft"], 1, {"probe_lr": 0.5})
 
 
 def test_what_is_said_where_output_is_no_terminal(capsys):
@@ -225,7 +231,7 @@ def test_kill_goes_on_and_one_failure_stops_nobody_else(notebook, tmp_path, caps
     assert int(pid.read_text()) in [p.pid for p in family] and len(family) == 2
     parent.kill()
     parent.communicate()
-    assert wait(lambda: not any(alive(p.pid) for p in family), 2)
+    assert wait(lambda: not any(alive(p.pid) for p in family), 10)
     assert not records.read_config(pid.parent)["complete"] and not (pid.parent/"run.ipynb").exists()
 
     (out/"hold").unlink()
@@ -255,6 +261,53 @@ def test_errors_in_the_kernel(notebook, tmp_path, capsys):
     assert tree(tmp_path) == before
     with pytest.raises(RuntimeError, match="kernel died.*failed.ipynb"):
         execute.make_run(notebook, out=tmp_path/"logs", batch_size=3)
+
+
+# several processes
+
+def test_words_of_several_processes(notebook, tmp_path, monkeypatch):
+    "One that fails takes the others along; the reasons of all are told, and a log is kept for each."
+    monkeypatch.setattr(jobs.is_broken, "__defaults__", (5.0,))
+    wrong = [jobs.job_for({"method": "ft", "out": str(tmp_path/"logs"), "batch_size": size}) for size in (5, 6)]
+    began = time.monotonic()
+    assert jobs.run_all(notebook, wrong, 2, logs=tmp_path/"said", processes=2) == 1 and time.monotonic() - began < 50
+    assert wrong[0].error.startswith("IndexError: only here") and [child.code for child in wrong[0].team] == [75, 1]
+    both = r"process 0: IndexError: number 0 \(see .*failed.ipynb\); process 1: IndexError: number 1"
+    assert re.match(both, wrong[1].error), wrong[1].error
+    for rank, name in enumerate(["ft,batch_size=6,seed=1.log", "ft,batch_size=6,seed=1,process=1.log"]):
+        log = (tmp_path/"said"/name).read_text()
+        assert f"number {rank}" in log and "--batch-size=6 --processes=2" in log.splitlines()[0]
+    assert not psutil.Process().children(recursive=True)
+
+
+def test_two_jobs_of_two_processes_do_not_meet(notebook, tmp_path):
+    variables = [jobs.team_variables(2) for _ in range(2)]
+    assert [team["RANK"] for team in variables[0]] == ["0", "1"]
+    assert len({team["MASTER_PORT"] for teams in variables for team in teams}) == 2
+    planned = jobs.plan_runs(["lp", "ft"], 1, {"out": str(tmp_path/"logs")})
+    assert jobs.run_all(notebook, planned, 2, processes=2) == 0 and all(map(jobs.is_complete, planned))
+
+
+@pytest.mark.parametrize("processes, device, gpus, words", [
+    (0, "cpu", 0, "processes must be at least 1, not 0"), (3, "auto", 2, "this machine has 2"),
+    (2, "cuda:0", 2, "use device=auto"), (2, "mps", 0, "device=cpu")])
+def test_processes_that_cannot_be(monkeypatch, processes, device, gpus, words):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    with pytest.raises(UserError, match=words): jobs.check_processes(processes, {"device": device})
+    jobs.check_processes(1, {"device": device})
+    jobs.check_processes(8, {"device": "cpu"})
+
+
+def test_processes_of_a_comparison(notebook):
+    with pytest.raises(UserError, match="at least 1"): commands.reproduce("zs", notebook=notebook, processes=0)
+    with pytest.raises(UserError, match="at least 1"): commands.run_one(notebook, processes=0)
+
+
+def test_all_methods_or_the_usual_ones():
+    usual = [name for name, method in all_methods().items() if method.usual]
+    assert commands.method_names(None) == commands.method_names("") == usual
+    assert commands.method_names("all") == list(all_methods()) and commands.method_names("ft,zs") == ["ft", "zs"]
+    assert commands.method_names(["all", "mine:MINE"]) == [*all_methods(), "mine:MINE"]
 
 
 # the packaged notebook

@@ -26,6 +26,7 @@ from carot.runs.settings import (
     parameters_cell,
     resolve,
     results_folder,
+    usual_methods,
 )
 
 METHOD = """
@@ -112,7 +113,7 @@ def test_a_folder_of_ones_own(tmp_path, monkeypatch):
     ({"benchmark": "imagnet"}, "unknown benchmark"),
     ({"root": "/no/such/folder"}, "no folder"), ({"root": ""}, "root is empty"),
     ({"micro_batch_size": "0"}, "micro_batch_size"),
-    ({"method": "flyp", "teacher_momentum_end": 0.5}, "flyp does not use teacher_momentum_end; methods that do: carot"),
+    ({"method": "flyp", "teacher_momentum_end": 0.5}, "does not use teacher_momentum_end; methods that do: ft, carot"),
     ({"method": "no.module:X"}, "no.module"), ({"benchmark": "no.module:X"}, "no.module"),
     ({"method": "json:loads"}, "json:loads")])
 def test_wrong_settings_are_one_line(given, words):
@@ -131,15 +132,20 @@ def test_defaults_come_from_benchmark_then_method_then_declaration():
     assert (glyphs["ft"].lr, imagenet["ft"].lr, imagenet["carot"].lr) == (3e-4, 3e-5, 1e-5)
     assert (glyphs["ft"].epochs, imagenet["ft"].epochs) == (6, TrainSettings().epochs)
     assert imagenet["ft"].pretrained == "openai"
-    assert glyphs["lp-ft"].probe_lr == glyphs["lp"].lr and imagenet["lp-ft"].probe_lr == imagenet["lp"].lr
+    assert imagenet["lp-ft"].probe_lr == imagenet["lp"].lr == 1e-2 and glyphs["lp-ft"].probe_lr == 0.2
+    assert (imagenet["lp-ft"].epochs, glyphs["lp-ft"].epochs) == (5, 6)
+    assert glyphs["tracer"].lr == glyphs["carot"].lr and glyphs["lipsum-ft"].weight_decay == 0.0
     assert resolve({"model": "glyphs", "benchmark": "imagenet"}).settings.pretrained is None  # it has its weights
     assert resolve({"method": "ft", "batch_size": None, "weight_decay": 0}).settings.weight_decay == 0.0
 
 
 def test_what_a_method_does_not_use_is_not_in_its_record():
     records = {name: set(resolve({"method": name}).parameters) for name in all_methods()}
-    assert records["zs"] < records["lp"] == records["ft"] == records["flyp"] < records["carot"]
-    assert records["lp-ft"] - records["ft"] == {"probe_lr"} and "epochs" not in records["zs"]
+    terms = {"orthogonality_coef", "cross_norm_coef", "distillation_coef"}
+    assert records["zs"] < records["lp"] < records["flyp"] < records["carot"] and records["lp"] < records["ft"]
+    assert records["ft"] - records["lp"] == records["carot"] - records["flyp"] > terms
+    assert records["lp-ft"] - records["lp"] == {"probe_lr"} and "epochs" not in records["zs"]
+    assert "pairs" in records["flyp"] and "pairs" not in records["ft"]
 
 
 # the folder of results
@@ -173,7 +179,7 @@ def test_the_run_notebooks_cell_is_what_the_declarations_say():
     cells = nbformat.read(notebook_path("fine_tune"), 4).cells
     cell, = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     assert cell.source == parameters_cell()
-    found, declared = notebook_parameters(notebook_path("fine_tune")), known_settings()
+    found, declared = notebook_parameters(notebook_path("fine_tune")), known_settings(usual_methods())
     assert {name: about.kind for name, about in found.items()} == {name: about.kind for name, about in declared.items()}
     assert all(about.help for about in found.values()) and max(map(len, cell.source.splitlines())) <= 120
     assert resolve(asked({}, notebook_path("fine_tune"))).directory == resolve({}).directory

@@ -28,7 +28,8 @@ FLOORS = [  # a module may import those of its own floor and of the floors befor
 METHODS = [f"methods.{file.stem}" for file in ROOT.glob("carot/methods/[!_]*.py")]
 LIGHT = [*METHODS, *"""core config data conformal teachers
 benchmarks.glyphs benchmarks.plain_glyphs benchmarks.handwriting benchmarks.folders benchmarks.imagenet benchmarks.files
-benchmarks.inspect benchmarks.published benchmarks.corruptions runs.settings commands translate cli""".split()]
+benchmarks.inspect benchmarks.published benchmarks.corruptions
+benchmarks.pairs runs.settings commands translate cli""".split()]
 HEAVY = ["torch", "torchvision", "open_clip", "matplotlib", "papermill", "accelerate"]
 
 

@@ -35,6 +35,7 @@ rows = [("set", "id", "n", "metric", "value"), ("Test", True, 100, "accuracy", v
 if not run.complete:
     write_atomic(run.path/"metrics.tsv", "".join("\\t".join(map(str, row)) + "\\n" for row in rows))
     run.finish(seconds={"total": 0.1})"""
+pytestmark = pytest.mark.usefixtures("forked")
 GRID = "lr=0.1,0.2,0.3,0.4;epochs=1,2,3"
 
 
@@ -51,6 +52,7 @@ def command(*words):
                             start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
+@pytest.mark.slow(40)
 def test_twelve_runs_a_crash_a_hang_and_a_kill(notebook, tmp_path):
     "Ends with ten results and two named failures, and makes nothing twice."
     process = command("--grid", GRID, "--jobs", "3", "--timeout", "0.6")
@@ -124,6 +126,7 @@ def test_slurm_script_makes_the_runs(notebook, tmp_path, capsys):
     assert "#SBATCH --array=0-0\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow(30)
 def test_through_ray_as_locally(notebook, tmp_path, monkeypatch, capfd):
     "Two nodes of one processor; the same table, the same failure."
     pytest.importorskip("ray")

@@ -28,13 +28,13 @@ from ..runs.records import RunFiles, all_runs, as_settings, find_runs, matches
 
 # %% auto #0
 __all__ = ['ZS', 'LP', 'FT', 'LPFT', 'FLYP', 'CAROT', 'FINE_TUNED', 'FT_AND_FLYP', 'ORDER', 'SCALED', 'PAPER_CLAIMS',
-           'TERM_CLAIMS', 'ROW', 'READING', 'VERDICT_COLOURS', 'Side', 'Claim', 'overall', 'scaled', 'several',
-           'control_claims', 'at_rate', 'equal_rate_claims', 'claims_for', 'joined', 'side_runs', 'command',
-           'predicted_sets', 'missing', 'Evidence', 'check_images', 'paired', 'difference', 'why_not', 'common_sets',
-           'test_claim', 'claims_table', 'statements', 'show_interval', 'show_row', 'tests_markdown',
-           'statements_markdown', 'sources', 'to_run', 'in_words', 'write_claims', 'advantage_label', 'draw_effect',
-           'draw_effects', 'forest_picture', 'temperature_table', 'with_and_without', 'whole_sides', 'against',
-           'against_markdown', 'not_compared']
+           'TERM_CLAIMS', 'TRACER', 'BETA', 'SUCCESSOR_CLAIMS', 'ROW', 'READING', 'VERDICT_COLOURS', 'Side', 'Claim',
+           'overall', 'scaled', 'several', 'control_claims', 'at_rate', 'equal_rate_claims', 'claims_for', 'joined',
+           'side_runs', 'command', 'predicted_sets', 'missing', 'Evidence', 'check_images', 'paired', 'difference',
+           'why_not', 'common_sets', 'test_claim', 'claims_table', 'statements', 'show_interval', 'show_row',
+           'tests_markdown', 'statements_markdown', 'sources', 'to_run', 'in_words', 'write_claims', 'advantage_label',
+           'draw_effect', 'draw_effects', 'forest_picture', 'temperature_table', 'with_and_without', 'whole_sides',
+           'against', 'against_markdown', 'not_compared']
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #2588d503
 @dataclass(frozen=True)
@@ -156,6 +156,15 @@ def equal_rate_claims(
             *several(f"{start} has a lower ECE on the shifts than FT and FLYP, all of them temperature-scaled", "ece",
                      "shifts", [(scaled(a), scaled(b)) for a, b in pairs])]
 
+# %% ../../nbs/5_analysis/05_claims.ipynb #5a3e5d70
+TRACER, BETA = Side("tracer"), Side("carot-beta")
+SUCCESSOR_CLAIMS = [
+    *several("TRACER is more accurate on the shifts than CaRot", "accuracy", "shifts", [(TRACER, CAROT)]),
+    *several("TRACER has a lower ECE on the shifts than CaRot", "ece", "shifts", [(TRACER, CAROT)]),
+    *several("With TRACER's teacher CaRot is more accurate on the shifts", "accuracy", "shifts", [(BETA, CAROT)]),
+    *several("With TRACER's teacher CaRot has a lower ECE on the shifts", "ece", "shifts", [(BETA, CAROT)]),
+]
+
 # %% ../../nbs/5_analysis/05_claims.ipynb #fafcc872
 def claims_for(
     spec: BenchmarkSpec,
@@ -163,7 +172,7 @@ def claims_for(
     "The claims that make sense on a benchmark: not all have a control, and learning rates tuned for each method."
     control = control_claims(spec.control, spec.shortcut) if spec.control else []
     return [*PAPER_CLAIMS, *control, *TERM_CLAIMS,
-            *(claim for rate in spec.equal_rates for claim in equal_rate_claims(spec, rate))]
+            *(claim for rate in spec.equal_rates for claim in equal_rate_claims(spec, rate)), *SUCCESSOR_CLAIMS]
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #cc9e9138
 def joined(

@@ -19,7 +19,7 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from .tables import AVERAGE, HEADLINE, in_order, per_run, set_names, shown_methods, table, titles
-from ..calibration import Metric, reliability_diagram, top_label
+from ..calibration import Metric, reliability_diagram, risk_coverage, top_label
 from ..core import write_atomic
 from ..evaluate import read_predictions
 from ..methods.base import Method
@@ -28,9 +28,9 @@ from ..runs.records import RunFiles, recorded_method
 # %% auto #0
 __all__ = ['PLACES', 'ARROWS', 'COVERAGE', 'NO_TERMS', 'STYLE', 'png', 'svg', 'save_figure', 'look', 'tidy', 'boxes_of_point',
            'place_text', 'label_points', 'draw_panel', 'label_panels', 'result_picture', 'draw_scatter',
-           'scatter_picture', 'draw_sets', 'per_set_picture', 'with_predictions', 'reliability_grid', 'risk_coverage',
-           'risk_curve', 'risk_curves', 'draw_risk', 'risk_picture', 'running_mean', 'first_term', 'draw_losses',
-           'training_logs', 'training_curves', 'write_html']
+           'scatter_picture', 'draw_sets', 'per_set_picture', 'with_predictions', 'reliability_grid', 'risk_curve',
+           'risk_curves', 'draw_risk', 'risk_picture', 'running_mean', 'first_term', 'draw_losses', 'training_logs',
+           'training_curves', 'write_html']
 
 # %% ../../nbs/5_analysis/03_figures.ipynb #be180256
 def png(
@@ -182,7 +182,7 @@ def draw_scatter(
             ax.plot(runs.ID, runs.shifts, method.marker, color=method.colour, markersize=3.5, alpha=0.6, linestyle="")
         ax.plot(*mean, markersize=9, linestyle="", **look(method))
         points[names[reference]] = *mean, *(runs - mean).abs().max()  # names keep off the small markers' cross
-        if not method.trains:
+        if method.untouched:
             ax.axvline(mean.ID, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
             ax.axhline(mean.shifts, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
     ax.margins(0.16)
@@ -271,16 +271,6 @@ def reliability_grid(
             ax.tick_params(labelsize=7, labelleft=j == 0, labelbottom=i == last)
             if i == 0: ax.set_title(name, fontsize=10)
     return figure
-
-# %% ../../nbs/5_analysis/03_figures.ipynb #6a41f4db
-def risk_coverage(
-    confidences: np.ndarray,  # (N,)
-    correct: np.ndarray,  # (N,)
-) -> np.ndarray:  # (N,); the AURC is its mean
-    "Share of wrong predictions among the k most confident ones, for k from 1 to N."
-    values, position, ties = np.unique(-np.asarray(confidences), return_inverse=True, return_counts=True)
-    wrong = np.bincount(position, weights=1 - np.asarray(correct, dtype=float)) / ties
-    return np.repeat(wrong, ties).cumsum() / np.arange(1, len(position) + 1)
 
 # %% ../../nbs/5_analysis/03_figures.ipynb #e12e2cbf
 COVERAGE = np.arange(1, 101) / 100

@@ -93,7 +93,7 @@ def published_rows() -> list[Row]:
     for (source, name, batch, model), part in found.groupby(["source", "method", "batch", "model"], sort=False):
         values = part.iloc[0].drop(["source", "method", "batch", "metric", "model"])
         figures = {set_name: float(value) for set_name, value in values.items() if value == value}
-        made.append(Row(TABLES[source], name, name, PARTICULAR.get((source, name, batch), {}), model,
+        made.append(Row(TABLES[source], find_method(name).title, name, PARTICULAR.get((source, name, batch), {}), model,
                         figures, part.metric.iloc[0]))
     return made
 

@@ -110,7 +110,7 @@ def simulate_comparison(
     for method, (skill, heat) in SIMULATED.items():
         for seed in (1, 2, 3) if find_method(method).seeded else (1,):
             simulate_run(out, method, seed, skill + 0.05 * seed, heat,
-                         term="contrastive" if find_method(method).uses("distillation_coef") else "")
+                         term="contrastive" if find_method(method).contrastive else "")
     simulate_run(out, "flyp", complete=False)
     simulate_run(out, "carot", skill=2.9, heat=2.0, distillation_coef=0.0)
     return Path(out)

@@ -20,14 +20,15 @@ from ..calibration import METRICS, Metric, find_metric, find_metrics
 from ..core import UserError, spell, unknown, write_atomic
 from ..data import BenchmarkSpec, benchmark_spec
 from ..evaluate import metrics_table, read_predictions
-from ..methods.base import Method, all_methods
+from ..methods.base import Method
 from ..runs.records import RunFiles, all_runs, as_settings, find_runs, recorded_method
+from ..runs.settings import usual_methods
 
 # %% auto #0
 __all__ = ['COLUMNS', 'AVERAGE', 'COEFFICIENTS', 'COEFFICIENT_COLUMNS', 'HEADLINE', 'ALIKE', 'UNLIKE', 'read_metrics',
-           'add_metric', 'with_metrics', 'in_order', 'results_of', 'collect', 'shown_methods', 'titles', 'set_names',
-           'per_run', 'table', 'cells', 'leaders', 'markdown', 'text_table', 'markdown_table', 'table_runs',
-           'html_table', 'in_latex', 'latex', 'batch_sizes', 'caption', 'write_table', 'save_table',
+           'add_metric', 'with_metrics', 'in_order', 'usual_references', 'results_of', 'collect', 'shown_methods',
+           'titles', 'set_names', 'per_run', 'table', 'cells', 'leaders', 'markdown', 'text_table', 'markdown_table',
+           'table_runs', 'html_table', 'in_latex', 'latex', 'batch_sizes', 'caption', 'write_table', 'save_table',
            'coefficient_cells', 'coefficient_runs', 'coefficient_table', 'settings_table', 'cost_table', 'recomputed',
            'disagreements', 'must_agree', 'differences', 'spec_of']
 
@@ -77,22 +78,28 @@ def in_order(
     found = {reference: recorded_method(reference, {}) for reference in references}
     return sorted(found.values(), key=lambda method: (method.order, method.reference))
 
+def usual_references() -> list[str]:
+    "The methods that have a row in tables, run or not."
+    return [method.reference for method in usual_methods()]
+
 def results_of(
     runs: list[RunFiles],  # from `find_runs`
-    metrics: str | Iterable[str | Metric] = (),  # further ones, "module:NAME": computed where they were not logged
-    methods: list[str] | None = None,  # rows of tables beside those of the runs; None: all that come with carot
+    metrics: str | Iterable[str | Metric] = (),  # further ones, "module:NAME": computed where not logged
+    methods: list[str] | None = None,  # rows of tables beside those of the runs; None: the usual ones
 ) -> pd.DataFrame:  # a row per complete run, set and metric; columns `COLUMNS`
     "The results of runs under each other."
-    further = [metric for name, metric in find_metrics(metrics).items() if name not in METRICS]
+    names = metrics.replace(",", " ").split() if isinstance(metrics, str) else list(metrics)
+    known = find_metrics(names)
+    further = [known[find_metric(name).name] for name in names]
     found = pd.concat([with_metrics(run, further) for run in runs if run.state == "complete"], ignore_index=True)
-    shown = in_order([*found.method.unique(), *(all_methods() if methods is None else methods)])
+    shown = in_order([*found.method.unique(), *(usual_references() if methods is None else methods)])
     return found.assign(method=pd.Categorical(found.method, [method.reference for method in shown]))
 
 def collect(
     out: str | Path,  # folder of all results
     benchmark: str,
     select: str = "",  # setting whose runs are wanted; "" = the defaults
-    metrics: str | Iterable[str | Metric] = (),  # further ones, "module:NAME": computed where they were not logged
+    metrics: str | Iterable[str | Metric] = (),  # further ones, "module:NAME": computed where not logged
     methods: list[str] | None = None,  # None: all
     seeds: list[int] | None = None,  # None: all
 ) -> pd.DataFrame:  # as from `results_of`
@@ -105,7 +112,8 @@ def shown_methods(
 ) -> list[Method]:
     "The methods that tables and figures of these results show, in their order."
     kind = results.method.dtype
-    return in_order(kind.categories if isinstance(kind, pd.CategoricalDtype) else {*results.method, *all_methods()})
+    if isinstance(kind, pd.CategoricalDtype): return in_order(kind.categories)
+    return in_order({*results.method, *usual_references()})
 
 def titles(
     methods: Iterable[Method],

@@ -15,10 +15,10 @@ from PIL import Image
 from simplejpeg import decode_jpeg, decode_jpeg_header
 
 from ..core import lazy
-from ..data import BadImage, read_image
+from ..data import FORMATS, bad_image, open_regular, read_image, to_rgb
 
 # %% auto #0
-__all__ = ['decode_image', 'to_tensor', 'read_tensor', 'TensorTransform', 'fast']
+__all__ = ['is_plain_jpeg', 'decode_image', 'to_tensor', 'read_tensor', 'TensorTransform', 'fast']
 
 # %% ../../nbs/2_benchmarks/04_decode.ipynb #0fa0b4c6
 if TYPE_CHECKING:
@@ -27,21 +27,24 @@ if TYPE_CHECKING:
 else: torch, v2 = lazy("torch"), lazy("torchvision.transforms.v2")
 
 # %% ../../nbs/2_benchmarks/04_decode.ipynb #9154dfae
+def is_plain_jpeg(data: bytes) -> bool:
+    "Whether simplejpeg and PIL read the same: a JPEG with both of its ends, no CMYK, no more pixels than PIL's limit."
+    if data[:3] != b"\xff\xd8\xff" or data[-2:] != b"\xff\xd9": return False
+    height, width, colours, _ = decode_jpeg_header(data)
+    return colours not in ("CMYK", "YCCK") and height * width <= (Image.MAX_IMAGE_PIXELS or float("inf"))
+
 def decode_image(
     data: bytes,  # content of an image file
     name: str,  # of the file, for the message
 ) -> np.ndarray:  # uint8 (H, W, 3), RGB
     "Decode an image. Raises `BadImage` if that is impossible."
-    if data[:3] == b"\xff\xd8\xff" and data[-2:] == b"\xff\xd9":  # a JPEG with both of its ends
-        try:
-            if decode_jpeg_header(data)[2] != "CMYK": return decode_jpeg(data)
-        except ValueError: pass  # damage: PIL knows
     try:
-        with Image.open(io.BytesIO(data)) as image: return np.array(image.convert("RGB"))
+        if is_plain_jpeg(data): return decode_jpeg(data)
+    except ValueError: pass  # damage: PIL knows
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image: return np.array(to_rgb(image))
     except MemoryError: raise
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        reason = str(error).split(" <_io")[0].removesuffix(" file") if data else "the file is empty"
-        raise BadImage(f"cannot read image {name}: {reason}") from None
+    except Exception as error: raise bad_image(name, error, data[:4]) from None
 
 # %% ../../nbs/2_benchmarks/04_decode.ipynb #5a01f560
 def to_tensor(
@@ -54,8 +57,9 @@ def read_tensor(
     path: str | Path,
 ) -> torch.Tensor:  # uint8 (3, H, W), RGB
     "A decoded image file. Raises `BadImage`."
-    try: data = Path(path).read_bytes()
-    except OSError as error: raise BadImage(f"cannot read image {path}: {error.strerror}") from None
+    try:
+        with open_regular(path) as file: data = file.read()
+    except (OSError, ValueError) as error: raise bad_image(path, error, None) from None
     return to_tensor(decode_image(data, str(path)))
 
 # %% ../../nbs/2_benchmarks/04_decode.ipynb #8d4fc550

@@ -6,23 +6,26 @@
 from __future__ import annotations
 
 import os
+import warnings
 from array import array
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from ..core import UserError
 from ..data import Images, read_image
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'is_folder', 'entries', 'list_images', 'list_folders', 'LabelledImages', 'ImagePaths', 'class_folders',
-           'scan_classes']
+__all__ = ['SUFFIXES', 'OTHER_SUFFIXES', 'is_folder', 'entries', 'image_names', 'list_images', 'list_folders', 'LabelledImages',
+           'ImagePaths', 'class_folders', 'other_images', 'tell_left_out', 'scan_classes']
 
 # %% ../../nbs/2_benchmarks/03_files.ipynb #c2bbad88
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # in any case
+OTHER_SUFFIXES = {".arw", ".avif", ".cr2", ".dng", ".eps", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpe",
+                  ".jxl", ".nef", ".pfm", ".pnm", ".psd", ".raw", ".svg", ".tga"}  # images that are left out
 
 def is_folder(entry: os.DirEntry) -> bool:
     "Whether an entry is a folder or a link to one."
@@ -38,11 +41,15 @@ def entries(
     except OSError as error: raise UserError(f"cannot list {folder}: {error.strerror}") from None
     return sorted(visible, key=lambda entry: entry.name)
 
+def image_names(found: Iterable[os.DirEntry]) -> list[str]:
+    "Those entries that are images by their names."
+    return [entry.name for entry in found if entry.name.lower().endswith(SUFFIXES) and not is_folder(entry)]
+
 def list_images(
     folder: str | Path,
 ) -> list[str]:  # names without the folder, sorted
     "Image files directly in a folder."
-    return [entry.name for entry in entries(folder) if entry.name.lower().endswith(SUFFIXES) and not is_folder(entry)]
+    return image_names(entries(folder))
 
 def list_folders(
     folder: str | Path,
@@ -114,6 +121,21 @@ def class_folders(
     return sorted(names, key=labels.__getitem__)
 
 # %% ../../nbs/2_benchmarks/03_files.ipynb #d24f9173
+def other_images(found: Iterable[os.DirEntry]) -> list[str]:
+    "The suffixes of images that are left out, one an image."
+    suffixes = (os.path.splitext(entry.name.lower())[1] for entry in found)
+    return [suffix for suffix in suffixes if suffix in OTHER_SUFFIXES]
+
+def tell_left_out(
+    root: Path,  # folder of class folders
+    left_out: Mapping[str, int],  # suffix -> images
+) -> None:
+    "One warning for all images that are left out, if there are any."
+    if not left_out: return
+    kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in sorted(left_out.items()))
+    warnings.warn(f"left out of {root}: images of kinds that are not read ({kinds}); convert them to JPEG or PNG, or "
+                  f"rename those that are; read are {' '.join(SUFFIXES)}", stacklevel=3)
+
 def scan_classes(
     root: str | Path,  # folder of class folders
     labels: Mapping[str, int],  # class folder -> label; folders that do not exist have no images
@@ -124,12 +146,15 @@ def scan_classes(
     "All images of class folders. Raises `UserError` for an unknown folder and if there is no image."
     root = Path(root)
     names = class_folders(root, labels, ignore)
-    found = array("i")  # filled while `files` is read
+    found, left_out = array("i"), Counter()  # filled while `files` is read
     def files():
         for name in names:
-            images = list_images(root/name)
+            visible = entries(root/name)
+            images = image_names(visible)
+            left_out.update(other_images(visible))
             found.extend([labels[name]] * len(images))
             yield from (f"{name}/{image}" for image in images)
     images = ImagePaths(files(), found, transform, root, read)
+    tell_left_out(root, left_out)
     if not len(images): raise UserError(f"there is no image in the class folders of {root}")
     return images

@@ -161,7 +161,8 @@ def look_at_eval_set(
     "An evaluation set: a shift may hold some of the classes only."
     def read(place): return eval_set(place, labels, None, folder == "test").dataset
     report = look_at_set(name, lambda: root/folder, read, len(labels), root, lenient=True)
-    report.warning = report.warning.partition(":")[0] if folder == "test" else ""
+    incomplete = report.warning.removesuffix(": results are not comparable")
+    if incomplete != report.warning: report.warning = incomplete if folder == "test" else ""
     return report
 
 def look_at_folder(

@@ -11,7 +11,7 @@ import os
 import unicodedata
 import warnings
 from collections.abc import Callable, Collection
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,9 @@ from ..data import ArrayImages, Benchmark, BenchmarkSpec, EvalSet
 # %% auto #0
 __all__ = ['CLASSES', 'SHAPES', 'DIGITS', 'FACES', 'BOX', 'SIDE', 'COLOURS', 'CONTRAST', 'STYLES', 'RECIPES', 'TEMPLATES',
            'CHECKSUMS', 'DEFAULTS', 'METHOD_DEFAULTS', 'NOTE', 'GLYPHS', 'concepts', 'font_file', 'charmap',
-           'draw_mask', 'masks', 'outline', 'Draw', 'coordinates', 'pose', 'palette', 'foreground', 'rgb', 'photo',
-           'blur', 'stripes', 'rendition', 'sketch', 'cluttered', 'odd_view', 'printed', 'draw_glyphs', 'typical',
-           'render', 'make_set', 'checksum', 'cache_folder', 'all_sets', 'assemble', 'load']
+           'draw_mask', 'masks', 'outline', 'Draw', 'coordinates', 'pose', 'palette', 'foreground', 'rgb',
+           'draw_glyphs', 'photo', 'blur', 'stripes', 'rendition', 'sketch', 'cluttered', 'odd_view', 'printed',
+           'typical', 'render', 'make_set', 'checksum', 'cache_folder', 'all_sets', 'load_sets']
 
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #0e39007c
 if TYPE_CHECKING:
@@ -197,6 +197,12 @@ def rgb(index: torch.Tensor) -> torch.Tensor:
     "Colour indices (B,) as (B, 3, 1, 1)."
     return palette()[index][:, :, None, None]
 
+# %% ../../nbs/2_benchmarks/00_glyphs.ipynb #5de1ade7
+def draw_glyphs(labels: torch.Tensor, faces: torch.Tensor, draw: Draw) -> Callable:
+    "A function that gives these labels' shapes in a random pose, as areas or as edges."
+    shapes = masks()[faces, labels, None] / 255
+    return lambda edges=False, **view: pose(outline(shapes) if edges else shapes, draw, **view)
+
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #23007237
 def photo(glyph, fore, back, draw, coarse, hard=0.0):
     "A shaded, noisy object on a textured ground; `hard` (0…1) makes it smaller, fainter and noisier."
@@ -286,11 +292,6 @@ def printed(glyph, fore, back, draw):
     return (shape - draw.chance(0.7)).abs().expand(-1, 3, -1, -1)
 
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #58ebf167
-def draw_glyphs(labels: torch.Tensor, faces: torch.Tensor, draw: Draw) -> Callable:
-    "A function that gives these labels' shapes in a random pose, as areas or as edges."
-    shapes = masks()[faces, labels, None] / 255
-    return lambda edges=False, **view: pose(outline(shapes) if edges else shapes, draw, **view)
-
 @cache
 def typical() -> tuple[torch.Tensor, torch.Tensor]:
     "Background colour and texture (0 or 1) that go with each concept."
@@ -389,34 +390,29 @@ NOTE = ("Drawn images of 32×32 pixels, not photographs; a CLIP pretrained in mi
         "accuracy is up to 0.7 points.")
 
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #36bc6214
-def assemble(
+def load_sets(
     name: str,  # of the benchmark
-    sets: dict[str, torch.Tensor],  # from `all_sets`
+    recipes: dict,  # its sets, as `RECIPES`
+    checksums: dict,
     note: str,  # what a reader of its results must know
-    transform: Callable | None,  # of every image: PIL -> tensor
-    train_transform: Callable | None,  # of training images
-) -> Benchmark:
-    "A benchmark of such sets."
-    def dataset(name, transform):
-        labels = torch.arange(100).repeat_interleave(len(sets[name]) // 100)
-        return ArrayImages(sets[name], labels, transform)
-    return Benchmark(
-        name=name, classnames=[name for _, name in concepts()[:100]], templates=TEMPLATES, note=note,
-        train=dataset("train", train_transform), val=dataset("val", transform),
-        eval={name: EvalSet(dataset(name, transform), id=name == "Glyphs") for name in list(sets)[2:]})
-
-# %% ../../nbs/2_benchmarks/00_glyphs.ipynb #a47d656a
-def load(
     root: str | Path | None = None,  # cache folder
     transform: Callable | None = None,  # of every image: PIL -> tensor
     train_transform: Callable | None = None,  # of training images
     eval_sets=None,  # not used: no set costs more than reading it
 ) -> Benchmark:
-    "The glyphs benchmark; see `carot.data.load_benchmark`."
-    return assemble("glyphs", all_sets(root), NOTE, transform, train_transform)
+    "A benchmark of drawn sets; see `carot.data.load_benchmark`."
+    sets = all_sets(root, name, recipes, checksums)
+    def dataset(part, transform):
+        labels = torch.arange(100).repeat_interleave(len(sets[part]) // 100)
+        return ArrayImages(sets[part], labels, transform)
+    return Benchmark(
+        name=name, classnames=[name for _, name in concepts()[:100]], templates=TEMPLATES, note=note,
+        train=dataset("train", train_transform), val=dataset("val", transform),
+        eval={part: EvalSet(dataset(part, transform), id=part == "Glyphs") for part in list(sets)[2:]})
 
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #40d60c14
 GLYPHS = BenchmarkSpec(
-    "glyphs", "one hundred drawn pictographs and five distribution shifts; made in seconds", load, DEFAULTS,
-    METHOD_DEFAULTS, NOTE, control="plain_glyphs", shortcut="class-typical backgrounds",
+    "glyphs", "one hundred drawn pictographs and five distribution shifts; made in seconds",
+    partial(load_sets, "glyphs", RECIPES, CHECKSUMS, NOTE), DEFAULTS, METHOD_DEFAULTS, NOTE,
+    control="plain_glyphs", shortcut="class-typical backgrounds",
     equal_rates=("0.0003", "0.001"))

@@ -5,14 +5,13 @@
 # %% ../../nbs/2_benchmarks/01_plain_glyphs.ipynb #e2b90ded
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 from . import glyphs
-from ..data import Benchmark, BenchmarkSpec
+from ..data import BenchmarkSpec
 
 # %% auto #0
-__all__ = ['RECIPES', 'CHECKSUMS', 'NOTE', 'PLAIN_GLYPHS', 'load']
+__all__ = ['RECIPES', 'CHECKSUMS', 'NOTE', 'PLAIN_GLYPHS']
 
 # %% ../../nbs/2_benchmarks/01_plain_glyphs.ipynb #77d5bb6e
 RECIPES = {name: (n, seed, settings | {"rho": 0.0} if "rho" in settings else settings)
@@ -22,15 +21,6 @@ CHECKSUMS = glyphs.CHECKSUMS | {
 NOTE = ("The control of glyphs: no class-typical backgrounds (ρ = 0), all else equal, settings included, which were "
         "tuned on glyphs. Drawn images of 32×32 pixels, not photographs.")
 
-def load(
-    root: str | Path | None = None,  # cache folder
-    transform: Callable | None = None,  # of every image: PIL -> tensor
-    train_transform: Callable | None = None,  # of training images
-    eval_sets=None,  # not used: no set costs more than reading it
-) -> Benchmark:
-    "The plain glyphs benchmark; see `carot.data.load_benchmark`."
-    sets = glyphs.all_sets(root, "plain_glyphs", RECIPES, CHECKSUMS)
-    return glyphs.assemble("plain_glyphs", sets, NOTE, transform, train_transform)
-
-PLAIN_GLYPHS = BenchmarkSpec("plain_glyphs", "glyphs without class-typical backgrounds: the control", load,
+PLAIN_GLYPHS = BenchmarkSpec("plain_glyphs", "glyphs without class-typical backgrounds: the control",
+                             partial(glyphs.load_sets, "plain_glyphs", RECIPES, CHECKSUMS, NOTE),
                              glyphs.DEFAULTS, glyphs.METHOD_DEFAULTS, NOTE)

@@ -115,7 +115,7 @@ def make_zero_shot(
     job: Job,  # that is to be trained
 ) -> Path:  # its directory
     "The run of the same model that trains nothing, made if it is missing."
-    method = next(method for method in all_methods().values() if not method.trains)
+    method = next(method for method in all_methods().values() if method.untouched)
     given = {name: value for name, value in used_by(method, job.given).items() if name not in ("method", "seed")}
     zero_shot, = plan_runs([method.reference], 1, given)
     if is_one_of_many() and not is_done(zero_shot.resolved):

@@ -9,9 +9,11 @@ import json
 import math
 import os
 import platform
+import random
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -36,39 +38,68 @@ from .records import read_config, summary
 from .settings import Resolved, benchmark_folder, known_settings, list_values, resolve
 
 # %% auto #0
-__all__ = ['Job', 'job_for', 'is_complete', 'used_by', 'plan_runs', 'nobody_uses', 'command_of', 'log_path', 'open_log', 'share',
-           'default_jobs', 'start', 'child', 'said', 'failure', 'end_runs', 'tell_end', 'steps_done', 'progress',
-           'clock', 'Screen', 'Queue', 'start_next', 'ask_to_stop', 'collect', 'run_all', 'Ablation', 'ablation']
+__all__ = ['Child', 'Job', 'job_for', 'is_complete', 'used_by', 'base_methods', 'used_or_passed_on', 'plan_runs', 'nobody_uses',
+           'with_bases', 'command_of', 'log_path', 'open_log', 'threads_of', 'share', 'default_jobs', 'free_port',
+           'team_variables', 'check_processes', 'child', 'start', 'last_words', 'failure', 'is_broken', 'end_runs',
+           'tell_end', 'steps_done', 'progress', 'clock', 'Screen', 'Queue', 'next_job', 'start_next', 'ask_to_stop',
+           'collect', 'run_all', 'Ablation', 'ablation']
 
 # %% ../../nbs/4_runs/03_jobs.ipynb #ef138e52
 if TYPE_CHECKING: import torch
 else: torch = lazy("torch")
 
-# %% ../../nbs/4_runs/03_jobs.ipynb #dfa4df5f
+# %% ../../nbs/4_runs/03_jobs.ipynb #858c4acf
+@dataclass
+class Child:
+    "A process that works on a run."
+    process: subprocess.Popen
+    file: Any  # takes what it says
+    start: int  # where that begins in the file
+
+    @property
+    def code(self) -> int | None:  # None: it is running
+        "How it ended."
+        return self.process.poll()
+
+    def said(self) -> list[str]:
+        "The lines it has written."
+        self.file.seek(self.start)
+        return self.file.read().decode(errors="replace").strip().splitlines()
+
+# %% ../../nbs/4_runs/03_jobs.ipynb #e8d8916a
 @dataclass
 class Job:
-    "A run that is to be made in a process of its own."
+    "A run that is to be made in a process of its own, or in several."
     given: dict[str, Any]  # what was asked for
     resolved: Resolved  # what follows from it
-    process: subprocess.Popen | None = None
-    errors: Any = None  # the file that takes what the process says
-    said_from: int = 0  # where that begins in it
-    began: float = 0.0  # `time.monotonic` of the process's start
+    team: list[Child] = field(default_factory=list)  # its processes, once they are started
+    began: float = 0.0  # `time.monotonic` of their start
+    broken: float = math.inf  # and of the moment at which one of them was found to have failed
     slot: int = 0  # its number among the runs that are made at once
     error: str = ""  # why it failed
     path: Path = field(init=False)  # its directory
     parameters: dict[str, Any] = field(init=False)  # all of them
+    bases: list[Path] = field(init=False)  # directories of the runs that it is made from
 
     def __post_init__(self):
         self.path, self.parameters = self.resolved.directory, self.resolved.parameters
+        self.bases = [base.directory for base in self.resolved.bases]
 
     @property
     def method(self) -> Method:
         "Of the run."
         return self.resolved.method
 
+    @property
+    def code(self) -> int | None:  # None: a process is running
+        "How its processes ended: 2 (users can mend it) before 1, 75 (stopped) or a signal's number."
+        codes = [child.code for child in self.team]
+        if not codes or None in codes: return None
+        return next((code for code in (2, 1, 75) if code in codes), min(codes) or max(codes))
+
     def __str__(self): return f"{self.method.name:<6} {self.path.name}"
 
+# %% ../../nbs/4_runs/03_jobs.ipynb #dfa4df5f
 def job_for(
     given: dict[str, Any],  # run settings that were asked for
 ) -> Job:
@@ -90,6 +121,25 @@ def used_by(
     "Those of the settings that the method uses."
     return {name: value for name, value in given.items() if method.uses(name)}
 
+def base_methods(
+    method: Method,
+    given: dict[str, Any],  # run settings
+) -> list[Method]:
+    "The methods whose runs it is made from; none for most."
+    if method.bases is None: return []
+    return [find_method(base["method"]) for base in method.bases(method.settings(**used_by(method, given)))]
+
+def used_or_passed_on(
+    method: Method,
+    given: dict[str, Any],  # run settings of a comparison
+) -> dict[str, Any]:
+    "Those of the settings that the method uses; in `base_settings` those that only its bases use."
+    own, bases = used_by(method, given), base_methods(method, given)
+    theirs = {name: value for name, value in given.items() if name not in own and any(b.uses(name) for b in bases)}
+    words = [own.get("base_settings"), *(f"{name}={value}" for name, value in theirs.items())]
+    return own | ({"base_settings": ";".join(filter(None, words))} if theirs else {})
+
+# %% ../../nbs/4_runs/03_jobs.ipynb #1efa2a94
 def plan_runs(
     methods: Sequence[str],  # names, or "module:NAME"
     seeds: int,  # 1 to `seeds`
@@ -98,8 +148,9 @@ def plan_runs(
     "The runs of a comparison."
     found = {method.name: method for method in map(find_method, methods)}.values()
     for name in given:
-        if not any(method.uses(name) for method in found): raise nobody_uses(name, [method.name for method in found])
-    return [job_for(used_by(method, given) | {"method": method.reference, "seed": seed})
+        users = [*found, *(base for method in found for base in base_methods(method, given))]
+        if not any(method.uses(name) for method in users): raise nobody_uses(name, [method.name for method in found])
+    return [job_for(used_or_passed_on(method, given) | {"method": method.reference, "seed": seed})
             for method in sorted(found, key=lambda method: method.order)
             for seed in range(1, seeds + 1 if method.seeded else 2)]
 
@@ -110,82 +161,126 @@ def nobody_uses(
     "The error for a setting that concerns none of the methods."
     return UserError(f"none of the methods {', '.join(methods)} uses {name}")
 
+# %% ../../nbs/4_runs/03_jobs.ipynb #b3e8503a
+def with_bases(
+    jobs: list[Job],
+) -> list[Job]:
+    "The same runs behind those that they are made from, as far as these are missing."
+    paths, more = {job.path for job in jobs}, {}
+    for base in (base for job in jobs for base in job.resolved.bases):
+        common = {name: getattr(base.settings, name) for name in ("benchmark", "seed", "out")}
+        job = Job(base.changed | common | {"method": base.method.reference}, base)
+        if job.path not in paths and not is_complete(job): more[job.path] = job
+    return [*(with_bases(list(more.values())) if more else []), *jobs]
+
 # %% ../../nbs/4_runs/03_jobs.ipynb #b528be99
 def command_of(
     job: Job,
     notebook: str | Path,
+    processes: int = 1,  # that work on the run
 ) -> list[str]:  # the words that follow `carot`
     "The command that makes a run alone."
     own = Path(notebook).resolve() == notebook_path("fine_tune").resolve()
     options = [f"--{name.replace('_', '-')}={value}" for name, value in job.given.items()]
+    if processes > 1: options.append(f"--processes={processes}")
     return ["run", *([] if own else [str(notebook)]), *options]
 
 def log_path(
     job: Job,
     logs: Path,  # folder of logs
+    rank: int = 0,  # number of the process
 ) -> Path:
     "Where a run's log is kept."
-    return logs/f"{job.method.name},{job.path.name}.log"
+    return logs/f"{job.method.name},{job.path.name}{f',process={rank}' if rank else ''}.log"
 
 def open_log(
-    job: Job,
-    notebook: str | Path,
-    logs: Path | None,  # None: what it says is forgotten
+    path: Path | None,  # None: what is said is forgotten in the end
+    command: Sequence[str],  # the words that follow `carot`
 ) -> Any:  # an open file
-    "Makes or goes on with the log of a run."
-    if not logs: return tempfile.TemporaryFile()
-    logs.mkdir(parents=True, exist_ok=True)
-    file = open(log_path(job, logs), "ab+")
+    "Makes or goes on with a log."
+    if not path: return tempfile.TemporaryFile()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "ab+")
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    file.write(f"# {now} on {platform.node()}: {shlex.join(['carot', *command_of(job, notebook)])}\n".encode())
+    file.write(f"# {now} on {platform.node()}: {shlex.join(['carot', *command])}\n".encode())
     file.flush()
     return file
 
 # %% ../../nbs/4_runs/03_jobs.ipynb #a322f68a
+def threads_of(
+    parameters: dict[str, Any],  # of a run
+    among: int,  # processes that share the cores
+) -> str:
+    "CPU threads of one of the processes."
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return str(parameters["threads"] or os.environ.get("OMP_NUM_THREADS") or max(1, cores // among))
+
 def share(
     parameters: dict[str, Any],  # of a run
     slot: int,  # its number among those at once, from 0
     at_once: int,  # how many
+    processes: int = 1,  # of each
 ) -> dict[str, str]:  # environment variables
-    "The part of the machine that one of several runs gets; a run by itself gets all."
-    if at_once == 1: return {}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // at_once)))
-    part = {} if parameters["threads"] else {"OMP_NUM_THREADS": threads}
+    "The part of the machine that one of several runs gets; a process by itself gets all."
+    if at_once == processes == 1: return {}
+    known = parameters["threads"] and processes == 1  # the notebook sees to that; accelerate to several
+    part = {} if known else {"OMP_NUM_THREADS": threads_of(parameters, at_once * processes)}
     gpus = list(map(str, range(torch.cuda.device_count())))
     if gpus and "CUDA_VISIBLE_DEVICES" in os.environ: gpus = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
-    if gpus and parameters["device"] in ("auto", "cuda"): part["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+    own = [gpus[(slot * processes + rank) % len(gpus)] for rank in range(processes)] if gpus else []
+    if own and parameters["device"] in ("auto", "cuda"): part["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     return part
 
 def default_jobs(
     parameters: dict[str, Any],  # of a run
+    processes: int = 1,
 ) -> int:
-    "How many runs at once: one per core if a run uses one thread and no GPU, else one."
+    "How many runs at once: one per core if a process uses one thread and no GPU, else one."
     cpu = parameters["device"] == "cpu" or device_choices() == ["auto", "cpu"]
-    return os.cpu_count() if cpu and parameters["threads"] == 1 else 1
+    return max(1, os.cpu_count() // processes) if cpu and parameters["threads"] == 1 else 1
 
-# %% ../../nbs/4_runs/03_jobs.ipynb #43cf1fa2
-def start(
-    job: Job,
-    notebook: str | Path,
-    logs: Path | None = None,  # folder for what it says; None: only the last line is wanted
-    environment: dict[str, str] | None = None,  # more variables
+# %% ../../nbs/4_runs/03_jobs.ipynb #5a972615
+def free_port() -> int:
+    "A port that nobody uses, below those that systems hand out themselves."
+    for port in random.SystemRandom().sample(range(20000, 32768), 1000):
+        with socket.socket() as tried:
+            try: tried.bind(("127.0.0.1", port))
+            except OSError: continue
+        return port
+    raise UserError("no port between 20000 and 32767 is free")
+
+def team_variables(
+    processes: int,
+) -> list[dict[str, str]]:  # one for each process
+    "Environment variables by which processes of a run find one another."
+    if processes == 1: return [{}]
+    common = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
+              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [{name: str(value) for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()}
+            for rank in range(processes)]
+
+# %% ../../nbs/4_runs/03_jobs.ipynb #fbe7a765
+def check_processes(
+    processes: int,  # that are to work on a run
+    parameters: dict[str, Any],  # of the run
 ) -> None:
-    "Starts the process of a run. It ends with this one, and Ctrl-C is left to this one."
-    command = "import json, sys; from carot.runs.jobs import child; child(*json.loads(sys.argv[1]))"
-    job.errors = open_log(job, notebook, logs)
-    job.began, job.said_from, job.error = time.monotonic(), job.errors.tell(), ""
-    job.process = subprocess.Popen(
-        [sys.executable, "-c", command, json.dumps([str(notebook), job.given, bool(logs)])], start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=job.errors if logs else subprocess.DEVNULL, stderr=job.errors,
-        env=dict(os.environ, CAROT_PARENT=str(os.getpid()), **environment or {}))
+    "Raises `UserError` if this machine has not the devices for so many."
+    if processes < 1: raise UserError(f"processes must be at least 1, not {processes}")
+    device, gpus = parameters["device"], torch.cuda.device_count()
+    if processes == 1 or device == "cpu": return
+    if ":" in device: raise UserError(f"device={device}: several processes take a device each; use device=auto")
+    if device == "mps" or "mps" in device_choices():
+        raise UserError("several processes cannot share device=mps; use processes=1, or device=cpu")
+    if 0 < gpus < processes:
+        raise UserError(f"processes={processes} take a GPU each, and this machine has {gpus}; or use device=cpu")
 
+# %% ../../nbs/4_runs/03_jobs.ipynb #04077b3c
 def child(
     notebook: str,
     given: dict[str, Any],
     echo: bool = False,  # what the notebook prints, and its traceback if it fails
 ) -> None:
-    "What that process does: one run; what is to be said goes to stderr, in its last line why it failed or stopped."
+    "What a process does: one run; what is to be said goes to stderr, in its last line why it failed or stopped."
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave nothing in the temporary folder
     try: make_run(notebook, echo, **given)
     except (Stopped, KeyboardInterrupt) as stopped:
@@ -196,58 +291,89 @@ def child(
         print(error, file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
 
-# %% ../../nbs/4_runs/03_jobs.ipynb #77b4c17e
-def said(
-    job: Job,  # whose process was started
-) -> list[str]:
-    "The lines it has written."
-    job.errors.seek(job.said_from)
-    return job.errors.read().decode(errors="replace").strip().splitlines()
+def start(
+    job: Job,
+    notebook: str | Path,
+    logs: Path | None = None,  # folder for what it says; None: only the last line is wanted
+    environment: dict[str, str] | None = None,  # more variables
+    processes: int = 1,  # that work on the run
+) -> None:
+    "Starts the processes of a run. They end with this one, and Ctrl-C is left to this one."
+    program = "import json, sys; from carot.runs.jobs import child; child(*json.loads(sys.argv[1]))"
+    words = [sys.executable, "-c", program, json.dumps([str(notebook), job.given, bool(logs)])]
+    job.team, job.began, job.broken, job.error = [], time.monotonic(), math.inf, ""
+    for rank, variables in enumerate(team_variables(processes)):
+        file = open_log(log_path(job, logs, rank) if logs else None, command_of(job, notebook, processes))
+        environ = {**os.environ, "CAROT_PARENT": str(os.getpid()), **(environment or {}), **variables}
+        process = subprocess.Popen(words, env=environ, stdin=subprocess.DEVNULL, stderr=file,
+                                   stdout=file if logs else subprocess.DEVNULL, start_new_session=True)
+        job.team.append(Child(process, file, file.tell()))
 
-def failure(
-    job: Job,  # whose process has ended
+# %% ../../nbs/4_runs/03_jobs.ipynb #373df77b
+def last_words(
+    child: Child,  # that has ended
 ) -> str:
     "Why, in one line: what it said last, unless it was killed."
-    lines, code = said(job), job.process.returncode
-    return lines[-1] if lines and code > 0 else f"its process ended with code {code}"
+    lines = child.said()
+    return lines[-1] if lines and child.code > 0 else f"its process ended with code {child.code}"
 
-# %% ../../nbs/4_runs/03_jobs.ipynb #5a972615
+def failure(
+    job: Job,  # whose processes have ended
+) -> str:
+    "Why, in one line."
+    reasons: dict[str, list[str]] = {}
+    for rank, child in enumerate(job.team):
+        if child.code == job.code: reasons.setdefault(last_words(child), []).append(str(rank))
+    if len(reasons) == 1: return next(iter(reasons))
+    return "; ".join(f"process {' and '.join(ranks)}: {reason}" for reason, ranks in reasons.items())
+
+def is_broken(
+    job: Job,  # whose processes were started
+    patience: float = 10.0,  # seconds
+) -> bool:
+    "Whether one of its processes has failed and others, some time later, have not ended."
+    failed = any(child.code not in (None, 0, 75) for child in job.team)
+    if failed: job.broken = min(job.broken, time.monotonic())
+    return job.code is None and time.monotonic() - job.broken > patience
+
+# %% ../../nbs/4_runs/03_jobs.ipynb #4a36add0
 def end_runs(
     jobs: list[Job],  # with processes
     patience: float = 10.0,  # seconds they have for saving
 ) -> None:
     "Ends the processes of runs and all that these started: kernels and loaders."
-    started = []
-    for job in jobs:
-        try: started += psutil.Process(job.process.pid).children(recursive=True)
+    team, started = [child.process for job in jobs for child in job.team], []
+    for process in team:
+        try: started += psutil.Process(process.pid).children(recursive=True)
         except psutil.NoSuchProcess: continue
-        job.process.terminate()
+        process.terminate()
     deadline = time.monotonic() + patience
-    for job in jobs:
-        try: job.process.wait(max(0, deadline - time.monotonic()))
+    for process in team:
+        try: process.wait(max(0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            job.process.kill()
-            job.process.wait()
+            process.kill()
+            process.wait()
     for process in started:
         try: process.kill()
         except psutil.NoSuchProcess: pass
 
+# %% ../../nbs/4_runs/03_jobs.ipynb #2dbf78a8
 def tell_end(
-    job: Job,  # whose process has ended
+    job: Job,  # whose processes have ended
     stop: StopSignals,
     timeout: float | None,  # minutes, if it was ended because of them
 ) -> int:  # its exit code
     "Prints how a run ended."
-    code = job.process.returncode
+    code = job.code or 0
     if code and timeout: code, job.error = 1, f"stopped after {timeout:g} minutes, its timeout"
     elif code < 0 and stop.asked: code = 75
     elif code not in (0, 75): job.error = failure(job)
-    for line in dict.fromkeys(said(job)):
+    for line in dict.fromkeys(line for child in job.team for line in child.said()):
         if line.startswith(WARNING): print(f"{WARNING} {job}:{line.removeprefix(WARNING)}", file=sys.stderr)
     if code == 0: print(f"{job}  {summary(job.path)}", flush=True)
     elif code == 75: print(f"carot: {job}: {failure(job)}", file=sys.stderr)
     else: print(f"carot: error: {job}: {job.error}", file=sys.stderr)
-    job.errors.close()
+    for child in job.team: child.file.close()
     return code
 
 # %% ../../nbs/4_runs/03_jobs.ipynb #1a4318aa
@@ -314,8 +440,9 @@ class Queue:
     waiting: list[Job]
     at_once: int  # how many
     stop: StopSignals
-    timeout: float | None  # minutes a run may take
-    logs: Path | None
+    timeout: float | None = None  # minutes a run may take
+    logs: Path | None = None
+    processes: int = 1  # of each run
     active: list[Job] = field(default_factory=list)
     codes: set[int] = field(default_factory=set)  # how runs ended
     deadline: float = math.inf  # of patience with runs that were asked to stop
@@ -326,33 +453,39 @@ class Queue:
         if self.active or 75 in self.codes: return 75
         return 0 if self.codes <= {0} else 2 if self.codes <= {0, 2} else 1
 
+def next_job(queue: Queue) -> Job | None:
+    "The first run that waits for no other one."
+    unfinished = {job.path for job in [*queue.waiting, *queue.active]}
+    return next((job for job in queue.waiting if not unfinished & {*job.bases}), None)
+
 def start_next(queue: Queue) -> None:
-    "Starts as many runs as there is room for."
-    while queue.waiting and len(queue.active) < queue.at_once:
-        job = queue.waiting.pop(0)
+    "Starts as many runs as there is room for; those that are made from others come after them."
+    while len(queue.active) < queue.at_once and (job := next_job(queue)):
+        queue.waiting.remove(job)
         job.slot = min(set(range(queue.at_once)) - {other.slot for other in queue.active})
         queue.active.append(job)
-        start(job, queue.notebook, queue.logs, share(job.parameters, job.slot, queue.at_once))
+        part = share(job.parameters, job.slot, queue.at_once, queue.processes)
+        start(job, queue.notebook, queue.logs, part, queue.processes)
 
-# %% ../../nbs/4_runs/03_jobs.ipynb #e97addaa
+# %% ../../nbs/4_runs/03_jobs.ipynb #8adf4f90
 def ask_to_stop(queue: Queue) -> None:
     "Runs that are being made save and end; the others are not begun."
     print(f"carot: {queue.stop.asked}: saving after the current step; Ctrl-C ends at once", file=sys.stderr)
     if queue.waiting: queue.codes.add(75)
-    for job in queue.active: job.process.terminate()
+    for child in [child for job in queue.active for child in job.team]: child.process.terminate()
     queue.waiting, queue.deadline = [], time.monotonic() + 300
 
 def collect(queue: Queue, screen: Any) -> None:
     "Tells of runs that have ended, and ends those that take too long."
-    running = [job for job in queue.active if job.process.poll() is None]
+    running = [job for job in queue.active if job.code is None]
     late = [job for job in running if queue.timeout and time.monotonic() - job.began > 60 * queue.timeout]
-    end_runs(late)
-    for job in [job for job in queue.active if job.process.poll() is not None]:
+    end_runs(late + [job for job in running if is_broken(job) and job not in late])
+    for job in [job for job in queue.active if job.code is not None]:
         queue.active.remove(job)
         screen.clear()
         queue.codes.add(tell_end(job, queue.stop, queue.timeout if job in late else None))
 
-# %% ../../nbs/4_runs/03_jobs.ipynb #8adf4f90
+# %% ../../nbs/4_runs/03_jobs.ipynb #638b7926
 def run_all(
     notebook: str | Path,
     jobs: list[Job],
@@ -360,12 +493,14 @@ def run_all(
     timeout: float | None = None,  # minutes a run may take
     logs: Path | None = None,  # folder for what the runs say; None: it is forgotten
     screen: Any = None,  # with `draw(jobs, running, waiting)` and `clear()`; None: `Screen`
+    processes: int = 1,  # that work on each run
 ) -> int:  # exit code: 0 if all are complete now, 75 if a signal stopped them, 2 if users can mend what failed, else 1
     "Makes the runs that are missing and prints a line for each; a failure does not stop the others."
     screen, done = screen or Screen(), [job for job in jobs if is_complete(job)]
     for job in done: print(f"{job}  {summary(job.path)}  (was there)", flush=True)
     with StopSignals() as stop:
-        queue = Queue(notebook, [job for job in jobs if job not in done], at_once, stop, timeout, logs)
+        queue = Queue(notebook, [job for job in jobs if job not in done], at_once, stop, timeout, logs,
+                      processes)
         try:
             while (queue.waiting or queue.active) and time.monotonic() < queue.deadline:
                 if stop.asked and queue.deadline == math.inf: ask_to_stop(queue)
@@ -402,7 +537,7 @@ class Ablation:
     @property
     def parameters(self) -> dict[str, Any]:
         "Model, data and machine, for what the study evaluates itself: the settings of a run that trains nothing."
-        return self.job(next(name for name, method in all_methods().items() if not method.trains)).parameters
+        return self.job(next(name for name, method in all_methods().items() if method.untouched)).parameters
 
     def load(
         self,

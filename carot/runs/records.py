@@ -18,21 +18,26 @@ from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 import carot
 from ..config import setting
-from ..core import UserError, spell, unknown, write_atomic
+from ..core import UserError, lazy, spell, unknown, write_atomic
 from ..engine.devices import hardware, is_main_process
 from ..methods.base import Method, all_methods, find_method
 from .settings import Resolved, benchmark_folder, known_settings
 
 # %% auto #0
 __all__ = ['KEPT', 'HELD', 'Run', 'open_run', 'start_time', 'read_config', 'check_same', 'versions', 'git_commit', 'is_here',
-           'lock', 'unlock', 'RunFiles', 'recorded_method', 'read_run', 'state_of', 'as_settings', 'has_value',
-           'matches', 'check_select', 'all_runs', 'find_runs', 'mean_metric', 'summary']
+           'is_ready', 'require_bases', 'load_bases', 'lock', 'unlock', 'RunFiles', 'recorded_method', 'read_run',
+           'state_of', 'as_settings', 'has_value', 'matches', 'check_select', 'all_runs', 'find_runs', 'mean_metric',
+           'summary']
+
+# %% ../../nbs/4_runs/01_records.ipynb #b6854b48
+if TYPE_CHECKING: from carot import train
+else: train = lazy("carot.train")
 
 # %% ../../nbs/4_runs/01_records.ipynb #69760f19
 KEPT = ("predictions", "student", "teacher")  # folders that git does not keep
@@ -136,6 +141,31 @@ def is_here(
     "Whether what a complete run left is still there, or its record only."
     kept = config.get("kept")
     return not kept or any((path/name).is_dir() for name in kept)
+
+# %% ../../nbs/4_runs/01_records.ipynb #5c7387cb
+def is_ready(
+    base: Resolved,  # a run that another one is made from
+) -> bool:
+    "Whether it is complete, with its weights."
+    return check_same(base).get("complete", False) and (base.directory/"student").is_dir()
+
+def require_bases(
+    run: Resolved,
+) -> None:
+    "Raises `UserError` if a run that it is made from is not there."
+    for base in run.bases:
+        if is_ready(base): continue
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in base.changed.items() if name != "seed"]
+        raise UserError(f"{run.method.name} is made from {base.method.name}/{base.name}, whose weights are not there; "
+                        + " ".join(["make it first: carot run", f"--method={base.method.reference}",
+                                    f"--benchmark={base.settings.benchmark}", *words, f"--seed={base.settings.seed}"]))
+
+def load_bases(
+    run: Resolved,
+) -> list[train.FineTuned]:
+    "The results that a run is made from; none for most. Raises `UserError` if they are not there."
+    require_bases(run)
+    return [train.load_finetuned(base.directory) for base in run.bases]
 
 # %% ../../nbs/4_runs/01_records.ipynb #b97b5af0
 HELD: dict[Path, FileLock] = {}  # by this process

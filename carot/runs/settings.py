@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import carot
-from ..config import RunSettings, Setting, TrainSettings, convert, describe, parse
+from ..config import RunSettings, Setting, TrainSettings, convert, describe, parse, parse_settings
 from ..core import UserError, digest, spell, unknown
 from ..data import BenchmarkSpec, benchmark_spec, built_in_benchmarks
-from ..methods.base import Method, all_methods, find_method, settings_of
+from ..methods.base import Method, all_methods, benchmark_defaults, find_method, settings_of
 
 # %% auto #0
 __all__ = ['OUT', 'KINDS', 'GROUPS', 'IN_PATH', 'Resolved', 'run_name', 'run_directory', 'clone_root', 'results_folder',
-           'benchmark_folder', 'without_slash', 'has_weights', 'resolve', 'check_run', 'check_device', 'check_batch',
-           'check_writable', 'known_settings', 'notebook_path', 'parameters_source', 'trailing_comments',
-           'notebook_parameters', 'assigned', 'known_parameters', 'check_parameters', 'asked', 'asked_in',
-           'list_values', 'parameters_cell', 'in_groups']
+           'benchmark_folder', 'without_slash', 'has_weights', 'resolve', 'base_runs', 'check_bases', 'check_run',
+           'check_device', 'check_batch', 'check_writable', 'known_settings', 'usual_methods', 'notebook_path',
+           'parameters_source', 'trailing_comments', 'notebook_parameters', 'assigned', 'known_parameters',
+           'check_parameters', 'asked', 'asked_in', 'list_values', 'parameters_cell', 'in_groups']
 
 # %% ../../nbs/4_runs/00_settings.ipynb #677e4892
 @dataclass
@@ -57,6 +57,11 @@ class Resolved:
     def directory(self) -> Path:
         "Where its files go; it need not exist."
         return run_directory(self)
+
+    @property
+    def bases(self) -> list[Resolved]:
+        "The runs that it is made from; none for most."
+        return base_runs(self)
 
 # %% ../../nbs/4_runs/00_settings.ipynb #7ad961aa
 def run_name(
@@ -122,12 +127,34 @@ def resolve(
     given |= {name: convert(common[name], given.get(name, common[name].default)) for name in ("benchmark", "method")}
     given["benchmark"] = without_slash(given["benchmark"])
     method, spec = find_method(given["method"]), benchmark_spec(given["benchmark"])
-    usual = spec.defaults_for(method.name)
+    usual = benchmark_defaults(method, spec)
     if has_weights(given.get("model", usual.get("model", ""))): usual |= {"pretrained": None}
     settings, defaults = settings_of(method, usual, given)
     run = Resolved(settings, replace(defaults, benchmark=settings.benchmark, method=settings.method), method, spec)
     check_run(run)
     return run
+
+# %% ../../nbs/4_runs/00_settings.ipynb #80a89cca
+def base_runs(
+    run: Resolved,
+) -> list[Resolved]:
+    "The runs that a run is made from. Raises `UserError`."
+    if run.method.bases is None: return []
+    asked_for = {"benchmark": run.settings.benchmark} | {
+        name: value for name, value in run.changed.items() if name in describe(RunSettings)}
+    def base(own):
+        known, text = find_method(own["method"]).known, getattr(run.settings, "base_settings", None) or ""
+        return resolve(asked_for | parse_settings(text.replace(";", ","), known) | own)
+    return [base(own) for own in run.method.bases(run.settings)]
+
+def check_bases(
+    run: Resolved,
+) -> None:
+    "Raises `UserError` if a run cannot be made from those that it names."
+    for base in run.bases:
+        if base.method.untouched:
+            raise UserError(f"{run.method.name} is made from weights, and {base.method.name} leaves none; "
+                            "name a method that trains (parameter base)")
 
 # %% ../../nbs/4_runs/00_settings.ipynb #591a6f0b
 def check_run(
@@ -136,6 +163,7 @@ def check_run(
     "Raises `UserError` for settings that cannot work, whatever the data."
     check_device(run.settings.device)
     if isinstance(run.settings, TrainSettings): check_batch(run.settings)
+    check_bases(run)
     root = run.settings.root
     if root is not None and not Path(root).is_dir(): raise UserError(f"there is no folder {root!r} (parameter root)")
     check_writable(run.directory)
@@ -174,8 +202,14 @@ def known_settings(
 ) -> dict[str, Setting]:
     "All settings that these methods know, the common ones first."
     methods = list(all_methods().values()) if methods is None else methods
-    own = [item for method in methods for item in method.known.items()]
-    return {name: about for name, about in describe(TrainSettings).items() if name in dict(own)} | dict(own)
+    own: dict[str, Setting] = {}
+    for method in methods:
+        for name, about in method.known.items(): own.setdefault(name, about)
+    return {name: about for name, about in describe(TrainSettings).items() if name in own} | own
+
+def usual_methods() -> list[Method]:
+    "Those of a comparison that names none; the run notebook's cell lists their settings."
+    return [method for method in all_methods().values() if method.usual]
 
 # %% ../../nbs/4_runs/00_settings.ipynb #a79d53e8
 def notebook_path(
@@ -242,8 +276,8 @@ def known_parameters(
     known = notebook_parameters(notebook)
     if "method" not in known: return known
     found = [find_method(name) for name in dict.fromkeys(name or known["method"].default for name in methods) if name]
-    built_in = known_settings()
-    return known | {name: about for name, about in known_settings(found).items() if name not in built_in | known}
+    listed = known_settings(usual_methods())  # a notebook that leaves one of these out does so on purpose
+    return known | {name: about for name, about in known_settings(found).items() if name not in listed | known}
 
 def check_parameters(
     given: Mapping[str, Any],  # name -> value
@@ -299,11 +333,11 @@ def parameters_cell() -> str:
     "The text of the run notebook's parameters cell, from the declarations."
     common = describe(TrainSettings)
     def line(about):
-        users = [method.name for method in all_methods().values() if method.uses(about.name)]
+        users = [method.name for method in usual_methods() if method.uses(about.name)]
         only = "" if about.name in common else f"{', '.join(users)}: "
         shown = f'"{about.default}"' if isinstance(about.default, str) else about.default
         return f"{about.name}: {about.kind.__name__} = {shown if about.name in IN_PATH else None}  # {only}{about.help}"
-    return "\n".join(line(about) for about in in_groups(known_settings().values()))
+    return "\n".join(line(about) for about in in_groups(known_settings(usual_methods()).values()))
 
 def in_groups(
     settings: Iterable[Setting],

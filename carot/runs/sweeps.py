@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from ..config import Setting, convert, parse
 from ..core import UserError, digest, lazy, spell, unknown, write_atomic
 from .check import check_before_training
-from .jobs import Job, Screen, command_of, default_jobs, is_complete, job_for, log_path, run_all
+from .jobs import (Job, Screen, check_processes, command_of, default_jobs, is_complete, job_for, log_path,
+                             run_all)
 from .records import read_config, summary
 from .settings import (asked, benchmark_folder, check_parameters, check_writable, known_parameters,
                                  known_settings, notebook_path)
@@ -29,7 +30,7 @@ from .settings import (asked, benchmark_folder, check_parameters, check_writable
 # %% auto #0
 __all__ = ['METRIC_COLUMNS', 'parse_grid', 'as_axes', 'read_grid', 'plan_sweep', 'run_rows', 'sweep_table', 'failures_table',
            'sweep_folder', 'save_tables', 'load_sweep', 'run_on_node', 'connect_ray', 'submit', 'run_on_ray', 'begun',
-           'follow_tasks', 'result_of', 'slurm_script', 'Sweep', 'print_end', 'run_sweep', 'check_options',
+           'result_of', 'follow_tasks', 'slurm_script', 'Sweep', 'print_end', 'run_sweep', 'check_options',
            'make_sweep']
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #0bbfbeb2
@@ -188,7 +189,6 @@ def connect_ray() -> bool:  # whether there was no connection yet
         raise UserError("there is no Ray cluster here; start one with `ray start --head`, or set RAY_ADDRESS") from None
     return True
 
-# %% ../../nbs/4_runs/06_sweeps.ipynb #5ed8d6b5
 def submit(
     notebook: str | Path,
     job: Job,
@@ -234,6 +234,19 @@ def begun(
     if found and not job.began: job.began = time.monotonic()
     return found
 
+# %% ../../nbs/4_runs/06_sweeps.ipynb #72775b1d
+def result_of(
+    reference: Any,  # of a task that has ended
+    job: Job,
+) -> int:  # its exit code
+    "How a task ended; why it failed becomes the run's error."
+    import ray
+
+    try: code, job.error = ray.get(reference)
+    except ray.exceptions.RayError as error: code, job.error = 1, str(error).strip().splitlines()[-1]
+    if code and not job.error: job.error = f"its process ended with code {code}"
+    return code
+
 def follow_tasks(
     waiting: dict[Any, Job],  # Ray's reference of the task -> run; emptied as they end
     jobs: list[Job],  # all of them
@@ -256,19 +269,6 @@ def follow_tasks(
             else: print(f"{job}  {summary(job.path)}", flush=True)
     return 0 if codes <= {0} else 2 if codes <= {0, 2} else 1
 
-# %% ../../nbs/4_runs/06_sweeps.ipynb #34f8ef42
-def result_of(
-    reference: Any,  # of a task that has ended
-    job: Job,
-) -> int:  # its exit code
-    "How a task ended; why it failed becomes the run's error."
-    import ray
-
-    try: code, job.error = ray.get(reference)
-    except ray.exceptions.RayError as error: code, job.error = 1, str(error).strip().splitlines()[-1]
-    if code and not job.error: job.error = f"its process ended with code {code}"
-    return code
-
 # %% ../../nbs/4_runs/06_sweeps.ipynb #047db2ba
 def slurm_script(
     notebook: str | Path,
@@ -277,10 +277,12 @@ def slurm_script(
     at_once: int | None = None,  # None: as Slurm sees fit
     timeout: float | None = None,  # minutes a run may take
     gpus: int | None = None,  # per run
+    processes: int = 1,  # of each run
 ) -> str:
     "A script for sbatch in which each index of an array job is one run."
-    def command(job): return [sys.executable, "-m", "carot.cli", *command_of(job, notebook), "--no-preflight"]
-    threads = jobs[0].parameters["threads"]
+    def command(job):
+        return [sys.executable, "-m", "carot", *command_of(job, notebook, processes), "--no-preflight"]
+    threads = jobs[0].parameters["threads"] * processes
     output = str((folder/"logs").resolve()).replace("%", "%%") + "/slurm-%A_%a.log"
     settings = [f"job-name={folder.name}", f"array=0-{len(jobs) - 1}" + (f"%{at_once}" if at_once else ""),
                 f"output={shlex.quote(output)}"]
@@ -334,12 +336,14 @@ def run_sweep(
     jobs: int | None,
     timeout: float | None,
     gpus: float | None,
+    processes: int,
 ) -> int:  # exit code
     "Makes the missing runs of a sweep and writes its tables, interrupted or not."
     logs = sweep.folder/"logs"
     try:
         if engine == "ray": return run_on_ray(notebook, sweep.jobs, timeout, logs, gpus)
-        return run_all(notebook, sweep.jobs, jobs or default_jobs(sweep.jobs[0].parameters), timeout, logs)
+        at_once = jobs or default_jobs(sweep.jobs[0].parameters, processes)
+        return run_all(notebook, sweep.jobs, at_once, timeout, logs, processes=processes)
     finally: save_tables(sweep.folder, sweep.jobs)
 
 def check_options(
@@ -347,6 +351,7 @@ def check_options(
     jobs: int | None,
     timeout: float | None,
     gpus: float | None,
+    processes: int = 1,
 ) -> None:
     "Raises `UserError` for options that cannot be, or not together."
     if engine not in ("local", "ray", "slurm"): raise unknown("engine", engine, ["local", "ray", "slurm"])
@@ -359,6 +364,7 @@ def check_options(
         raise UserError("with the engine local, runs take turns with the GPUs there are; leave gpus out")
     if gpus is not None and engine == "slurm" and gpus != int(gpus):
         raise UserError(f"Slurm gives whole GPUs, not {gpus:g}")
+    if processes > 1 and engine == "ray": raise UserError("with the engine ray a run takes one process; leave it out")
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #e1a43e97
 def make_sweep(
@@ -371,12 +377,14 @@ def make_sweep(
     timeout: float | None = None,  # minutes a run may take
     gpus: float | None = None,  # per run, with ray and slurm
     preflight: bool = True,  # look at the data and at published zero-shot accuracy before training; local only
+    processes: int = 1,  # processes per run, as `accelerate launch` starts them; 1: none
     **given,  # run settings for all runs
 ) -> Sweep:
     "Makes the runs of a grid that are missing, and one table of all of them."
     notebook = notebook or notebook_path("fine_tune")
-    check_options(engine, jobs, timeout, gpus)
+    check_options(engine, jobs, timeout, gpus, processes)
     planned = plan_sweep(notebook, grid, seeds, **given)
+    if engine == "local" or processes < 1: check_processes(processes, planned[0].parameters)
     made = Sweep(sweep_folder(planned, list(as_axes(grid)), name), planned)
     check_writable(made.folder)
     if engine == "local" and preflight: check_before_training(notebook, planned)
@@ -386,8 +394,8 @@ def make_sweep(
     missing = [job for job in planned if not is_complete(job)]
     if engine == "slurm" and missing:
         (made.folder/"logs").mkdir(exist_ok=True)  # Slurm does not make it, and runs nothing without it
-        print(slurm_script(notebook, missing, made.folder, jobs, timeout, int(gpus or 0)), end="")
+        print(slurm_script(notebook, missing, made.folder, jobs, timeout, int(gpus or 0), processes), end="")
         return made
-    made.code = run_sweep(made, notebook, "local" if engine == "slurm" else engine, jobs, timeout, gpus)
+    made.code = run_sweep(made, notebook, "local" if engine == "slurm" else engine, jobs, timeout, gpus, processes)
     print_end(made)
     return made
