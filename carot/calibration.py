@@ -9,26 +9,28 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .core import UserError, load_object, unknown
 
 # %% auto #0
-__all__ = ['METRICS', 'T_MIN', 'T_MAX', 'FEWEST_IMAGES', 'FEWEST_EACH', 'to_numpy', 'matrix_and_sums', 'check_matrix',
-           'check_labels', 'check_probs', 'check_count', 'row_parts', 'softmax', 'top_label', 'accuracy', 'confidence',
-           'mean_f1', 'macro_f1', 'log_losses', 'squared_errors', 'nll', 'brier_score', 'bin_index', 'binned_error',
-           'ece', 'batched_ece', 'by_confidence', 'equal_mass_error', 'adaptive_ece', 'class_bin_sums', 'classwise_ece',
-           'rank_auroc', 'auroc', 'risk_coverage', 'aurc', 'Shown', 'Metric', 'gaps_by_bin', 'top_columns',
-           'class_columns', 'find_metric', 'find_metrics', 'reliability_diagram', 'nll_slope', 'newton',
-           'nll_temperature', 'NoTemperature', 'too_few', 'fit_within', 'fit_temperature', 'temperature_and_reason',
-           'ece_at', 'ece_temperature', 'fit_temperature_ece', 'resample_rows', 'resample_counts', 'metric_and_options',
-           'drawn', 'drawn_columns', 'column_means', 'from_means', 'resampled', 'bootstrap_values',
-           'percentile_interval', 'bootstrap']
+__all__ = ['METRICS', 'T_MIN', 'T_MAX', 'MIN_IMAGES', 'MIN_EACH', 'to_numpy', 'row_parts', 'check_finite', 'as_matrix',
+           'check_matrix', 'check_labels', 'checked_once', 'once', 'sums_and_minimum', 'check_probs', 'check_count',
+           'softmax', 'top_label', 'accuracy', 'confidence', 'mean_f1', 'macro_f1', 'log_losses', 'squared_errors',
+           'nll', 'brier_score', 'bin_index', 'binned_error', 'ece', 'batched_ece', 'by_confidence', 'equal_mass_error',
+           'adaptive_ece', 'class_bin_sums', 'classwise_ece', 'rank_auroc', 'auroc', 'risk_coverage', 'aurc', 'Shown',
+           'Metric', 'gaps_by_bin', 'top_columns', 'class_columns', 'find_metric', 'find_metrics',
+           'reliability_diagram', 'nll_slope', 'newton', 'nll_temperature', 'NoTemperature', 'too_few', 'fit_within',
+           'fit_temperature', 'temperature_and_reason', 'ece_at', 'ece_temperature', 'fit_temperature_ece',
+           'resample_rows', 'resample_counts', 'metric_and_options', 'drawn', 'drawn_columns', 'column_means',
+           'from_means', 'resampled', 'bootstrap_values', 'percentile_interval', 'bootstrap']
 
 # %% ../nbs/1_method/07_calibration.ipynb #ba9e0915
 def to_numpy(
@@ -46,27 +48,41 @@ def to_numpy(
     return array
 
 # %% ../nbs/1_method/07_calibration.ipynb #e6f77178
-def matrix_and_sums(
+def row_parts(
+    matrix: np.ndarray,  # (N, C)
+) -> list[slice]:
+    "Rows a few at a time, so that what is computed of them stays in a core's cache."
+    size = max(1, 2**16 // matrix.shape[1])
+    return [slice(start, start + size) for start in range(0, len(matrix), size)]
+
+def check_finite(
+    matrix: np.ndarray,  # (N, C)
+    sums: np.ndarray,  # (N,), of its rows
+    name: str,  # what to call it in an error
+) -> None:
+    "Raises `UserError` if an entry is NaN or infinite."
+    if np.isfinite(sums).all(): return
+    finite = np.isfinite(matrix).all(1)  # an entry is not finite, or only the sum of large ones
+    if not finite.all(): raise UserError(f"{name} holds NaN or infinity (first in row {finite.argmin()})")
+
+def as_matrix(
     values: Any,  # (N, C)
     name: str,  # what to call it in an error
-) -> tuple[np.ndarray, np.ndarray]:  # float64 (N, C), (N,)
-    "One row per sample, one column per class, every entry finite, and the sums of the rows; else a `UserError`."
+) -> np.ndarray:  # float64 (N, C)
+    "One row per sample, one column per class; else a `UserError`."
     matrix = to_numpy(values, name)
     if matrix.ndim != 2: raise UserError(f"{name} must have shape (samples, classes), not {matrix.shape}")
     if matrix.size == 0: raise UserError(f"{name} is empty: shape {matrix.shape}")
-    matrix = matrix.astype(np.float64, copy=False)
-    with np.errstate(over="ignore", invalid="ignore"): sums = matrix.sum(1)
-    if not np.isfinite(sums).all():  # some entry is not finite, or the sum of large ones
-        finite = np.isfinite(matrix).all(1)
-        if not finite.all(): raise UserError(f"{name} holds NaN or infinity (first in row {finite.argmin()})")
-    return matrix, sums
+    return matrix.astype(np.float64, copy=False)
 
 def check_matrix(
     values: Any,  # (N, C)
     name: str,  # what to call it in an error
 ) -> np.ndarray:  # float64 (N, C)
     "One row per sample, one column per class, every entry finite; else a `UserError`."
-    return matrix_and_sums(values, name)[0]
+    matrix = as_matrix(values, name)
+    with np.errstate(over="ignore", invalid="ignore"): check_finite(matrix, matrix.sum(1), name)
+    return matrix
 
 def check_labels(
     labels: Any,  # (N,)
@@ -81,19 +97,58 @@ def check_labels(
     if wrong.any():
         row = wrong.argmax()
         raise UserError(f"label {labels[row]} in row {row} is none of the {classes} classes (0 to {classes - 1})")
-    return labels.astype(np.int64)
+    return labels.astype(np.int64, copy=False)
 
 # %% ../nbs/1_method/07_calibration.ipynb #d1f02cac
+_known: ContextVar = ContextVar("_known", default=None)  # within `checked_once`: probs, labels, function -> result
+
+@contextmanager
+def checked_once(
+    probs: Any,  # (N, C)
+    labels: Any,  # (N,)
+) -> Iterator[None]:
+    "Within it these two are checked once, however many metrics take them; whoever changes them there gets old answers."
+    token = _known.set((probs, labels, {}))
+    try: yield
+    finally: _known.reset(token)
+
+_Result = TypeVar("_Result")
+
+def once(
+    function: Callable[[Any, Any], _Result],  # of probs and labels
+) -> Callable[[Any, Any], _Result]:
+    "The function, which keeps its result for the arrays of `checked_once`."
+    @wraps(function)
+    def kept(probs, labels):
+        known = _known.get()
+        if known is None or probs is not known[0] or labels is not known[1]: return function(probs, labels)
+        if function not in known[2]: known[2][function] = function(probs, labels)
+        return known[2][function]
+    return kept
+
+def sums_and_minimum(
+    matrix: np.ndarray,  # (N, C)
+) -> tuple[np.ndarray, float]:  # (N,), number
+    "Sum of each row, and the smallest of all entries, in one pass over memory."
+    sums, lowest = np.empty(len(matrix)), math.inf
+    with np.errstate(over="ignore", invalid="ignore"):
+        for part in row_parts(matrix):
+            matrix[part].sum(1, out=sums[part])
+            lowest = min(lowest, matrix[part].min())
+    return sums, lowest
+
+@once
 def check_probs(
     probs: Any,  # (N, C), rows sum to 1
     labels: Any,  # (N,)
 ) -> tuple[np.ndarray, np.ndarray]:  # float64 (N, C), int64 (N,)
     "Probabilities and labels that belong together; else a `UserError`."
-    probs, total = matrix_and_sums(probs, "probs")
+    probs = as_matrix(probs, "probs")
+    total, lowest = sums_and_minimum(probs)
+    check_finite(probs, total, "probs")
     labels = check_labels(labels, probs)
-    negative = probs.min(1) < 0
-    if negative.any():
-        raise UserError(f"row {negative.argmax()} of probs has a negative entry: "
+    if lowest < 0:
+        raise UserError(f"row {(probs.min(1) < 0).argmax()} of probs has a negative entry: "
                         "if these are logits, pass softmax(logits)")
     off = abs(total - 1) > 0.01
     if off.any():
@@ -110,13 +165,6 @@ def check_count(
         raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 # %% ../nbs/1_method/07_calibration.ipynb #f83658e1
-def row_parts(
-    matrix: np.ndarray,  # (N, C)
-) -> list[slice]:
-    "Rows a few at a time, so that what is computed of them stays in a core's cache."
-    size = max(1, 2**16 // matrix.shape[1])
-    return [slice(start, start + size) for start in range(0, len(matrix), size)]
-
 def softmax(
     logits: Any,  # (N, C), array or tensor
 ) -> np.ndarray:  # float64 (N, C)
@@ -130,6 +178,7 @@ def softmax(
     return probs
 
 # %% ../nbs/1_method/07_calibration.ipynb #f6073ac1
+@once
 def top_label(
     probs: Any,  # (N, C)
     labels: Any,  # (N,)
@@ -557,7 +606,7 @@ def nll_temperature(
     return T_MIN if falls else T_MAX if rises else 1.0
 
 # %% ../nbs/1_method/07_calibration.ipynb #91438b2f
-FEWEST_IMAGES, FEWEST_EACH = 100, 10  # a fit rests on at least so many images, right and wrong predictions
+MIN_IMAGES, MIN_EACH = 100, 10  # a fit rests on at least so many images, right and wrong predictions
 
 class NoTemperature(UserWarning):
     "No temperature is applied; its argument says why."
@@ -568,10 +617,10 @@ def too_few(
 ) -> str:
     "Why so few predictions make no temperature; empty if they are enough."
     n, right = len(correct), int(correct.sum())
-    if n < FEWEST_IMAGES: return f"{n} images are fewer than {FEWEST_IMAGES}"
+    if n < MIN_IMAGES: return f"{n} images are fewer than {MIN_IMAGES}"
     for count, kind in [(right, "right"), (n - right, "wrong")]:
-        if count < FEWEST_EACH:
-            return f"{count} of {n:,} predictions are {kind}, fewer than {FEWEST_EACH}"
+        if count < MIN_EACH:
+            return f"{count} of {n:,} predictions are {kind}, fewer than {MIN_EACH}"
     return ""
 
 def fit_within(
@@ -747,11 +796,13 @@ def bootstrap_values(
     seed: int = 0,  # of the resamples
 ) -> np.ndarray:  # (n,)
     "The metric on `n` resamples of the images, which depend on the seed and the number of images only."
-    (found, options), data = metric_and_options(metric), check_probs(probs, labels)
-    if found.of_means: return from_means(found, options, data, resample_counts(len(data[1]), n, seed))
-    rows = resample_rows(len(data[1]), n, seed)
-    if not found.on_images: return drawn(found, options, data, rows)
-    return drawn_columns(found, options, data, (np.bincount(some, minlength=len(data[1])) for some in rows))
+    found, options = metric_and_options(metric)
+    with checked_once(probs, labels):
+        data = check_probs(probs, labels)
+        if found.of_means: return from_means(found, options, data, resample_counts(len(data[1]), n, seed))
+        rows = resample_rows(len(data[1]), n, seed)
+        if not found.on_images: return drawn(found, options, data, rows)
+        return drawn_columns(found, options, data, (np.bincount(some, minlength=len(data[1])) for some in rows))
 
 # %% ../nbs/1_method/07_calibration.ipynb #317c94a4
 def percentile_interval(

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from subprocess import Popen as Real
 
 import pytest
+from traitlets.config import SingletonConfigurable
 
 MODULES = ("carot", "carot.cli", "ipykernel_launcher")
 
@@ -39,6 +40,12 @@ def is_python(words):
     return words[1] == "-c" or words[1] == "-m" and words[2] in MODULES
 
 
+def forget_instances(kind):
+    "IPython's shell is one to a process."
+    kind._instance = None
+    for other in kind.__subclasses__(): forget_instances(other)
+
+
 def forget_the_parent():
     "Its event loop, handlers, hooks, and its open pipes and files, whose numbers stay taken."
     asyncio.events._set_running_loop(None)
@@ -48,6 +55,7 @@ def forget_the_parent():
         if signal.getsignal(number) is not signal.SIG_IGN: signal.signal(number, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL: signal.signal(signal.SIGINT, signal.default_int_handler)
     atexit._clear()
+    forget_instances(SingletonConfigurable)
     logging.root.handlers.clear()
     importlib.reload(warnings)
     null = os.open(os.devnull, os.O_RDWR)

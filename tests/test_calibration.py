@@ -289,6 +289,26 @@ def test_metrics_are_the_plain_functions(name, function):
     assert metric.takes("batch_size") == (name == "batched_ece")
 
 
+def test_checked_once_gives_the_same_numbers_from_fewer_checks(monkeypatch):
+    probs, labels = predictions()
+    expected = {name: metric(probs, labels) for name, metric in WHOLE.items()}
+    made, plain = [], cal.sums_and_minimum
+    monkeypatch.setattr(cal, "sums_and_minimum", lambda matrix: made.append(len(matrix)) or plain(matrix))
+    with cal.checked_once(probs, labels):
+        assert {name: metric(probs, labels) for name, metric in WHOLE.items()} == expected
+        assert made == [300]
+        assert cal.ece(probs.copy(), labels) == cal.ece(probs, labels) and cal.ece(probs[:9], labels[:9]) >= 0
+        assert made == [300, 300, 9]  # other arrays are checked
+        with cal.checked_once(probs[:9], labels[:9]): cal.ece(probs, labels)
+        cal.ece(probs, labels)
+        assert made == [300, 300, 9, 300]
+    cal.ece(probs, labels)
+    assert made == [300, 300, 9, 300, 300]
+    with pytest.raises(UserError, match="sums to"), cal.checked_once(2 * probs, labels): cal.ece(2 * probs, labels)
+    cal.bootstrap(cal.adaptive_ece, probs, labels, 5)
+    assert made[-1] == 300 and len(made) == 7  # once, and once what was refused
+
+
 # --- temperature
 
 def loop_nll(logits, labels, temperature):

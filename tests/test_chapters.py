@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = [file for file in sorted(ROOT.glob("nbs/**/*.ipynb"))
-             if not any(part.startswith((".", "_")) for part in file.relative_to(ROOT).parts)]
+             if not any(part.startswith((".", "_")) for part in file.relative_to(ROOT).parts)
+             and not (file.parent/".notest").exists()]
 
 
 def execute(file):

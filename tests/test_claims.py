@@ -188,7 +188,8 @@ def test_missing_runs_are_named(tmp_path):
     assert found["verdict"] == "not run"
     assert "`carot run --benchmark toy --method carot --distillation-coef 0 --out" in found["missing"]
     assert "effect" not in found
-    assert "--method flyp --epochs 2" in claims.command(Side("flyp"), "expt_logs", "toy", "epochs=2,distillation_coef=3")
+    made = claims.command(Side("flyp"), "expt_logs", "toy", "epochs=2,distillation_coef=3")
+    assert "--method flyp --epochs 2 --seed" in made
     assert "--out" not in claims.command(FT, "expt_logs", "toy")
     elsewhere = Claim("…", "accuracy", "shifts", ZS, FT, "plain_glyphs")
     lacking = claims.test_claim(elsewhere, "expt_logs_of_nobody", "toy")["missing"]

@@ -1,4 +1,4 @@
-"""Model folders and image files of strangers: they execute nothing, wait for nothing, and are read rightly or refused."""
+"""Model folders and image files of strangers: they execute nothing, wait for nothing, are read rightly or refused."""
 import json
 import os
 import sys
@@ -28,7 +28,8 @@ def fake_transformers(monkeypatch, tmp_path):
     def mark(*_, **__): (tmp_path/"executed").touch()
     module = types.ModuleType("transformers")
     for name in ("AutoTokenizer", "AutoModel", "AutoConfig", "PretrainedConfig"):
-        setattr(module, name, type(name, (), {"from_pretrained": staticmethod(mark), "from_config": staticmethod(mark)}))
+        methods = dict.fromkeys(("from_pretrained", "from_config"), staticmethod(mark))
+        setattr(module, name, type(name, (), methods))
     monkeypatch.setitem(sys.modules, "transformers", module)
     monkeypatch.setattr("open_clip.hf_model.transformers", module, raising=False)
     monkeypatch.setattr("open_clip.hf_model.AutoModel", module.AutoModel, raising=False)
@@ -112,7 +113,7 @@ def test_a_configuration_is_data(tmp_path, path, value, words):
 def test_the_trap_works(tmp_path):
     "open_clip alone asks `transformers` for what such a folder names."
     place = folder_with(tmp_path/"model", setting(f"{TEXT}.hf_tokenizer_name", "x"))
-    with pytest.raises(Exception): open_clip.get_tokenizer(f"local-dir:{place}")  # the mark is no tokenizer
+    open_clip.get_tokenizer(f"local-dir:{place}")
     (tmp_path/"executed").unlink()
 
 
@@ -269,9 +270,10 @@ def no_images(folder):
     (folder/"cut.jpg").write_bytes((folder/"whole.jpg").read_bytes()[:400])
     (folder/"line\nbreak.jpg").write_text("no image")
     return {"gif.jpg": "it is GIF", "eps.jpg": "it is PostScript", "pdf.jpg": "it is PDF", "ico.png": "cannot identify",
-            "int.tif": "32 bits", "float.tif": "outside 0 to 1", "nan.tif": "outside 0 to 1", "pipe.jpg": "regular file",
-            "device.jpg": "regular file", "folder.jpg": "regular file", "gone.jpg": "No such file",
-            "loop.jpg": "symbolic links", "empty.jpg": "is empty", "sparse.jpg": "too many", "cut.jpg": "(?i)truncated",
+            "int.tif": "32 bits", "float.tif": "outside 0 to 1", "nan.tif": "outside 0 to 1",
+            "pipe.jpg": "regular file", "device.jpg": "regular file", "folder.jpg": "regular file",
+            "gone.jpg": "No such file", "loop.jpg": "symbolic links", "empty.jpg": "is empty", "sparse.jpg": "too many",
+            "cut.jpg": "(?i)truncated",
             "line\nbreak.jpg": "cannot identify", "nul\0.jpg": "null"}
 
 

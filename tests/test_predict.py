@@ -46,8 +46,8 @@ def make_run(tiny_clip, toy, tmp_path):
 @pytest.mark.parametrize("method", ["lp", "ft", "lp-ft", "flyp", "carot"])
 def test_the_same_as_in_evaluation(make_run, method, tmp_path, monkeypatch):
     run, predictions = make_run(method)
-    monkeypatch.setattr(calibration, "FEWEST_IMAGES", 1)
-    monkeypatch.setattr(calibration, "FEWEST_EACH", 1)
+    monkeypatch.setattr(calibration, "MIN_IMAGES", 1)
+    monkeypatch.setattr(calibration, "MIN_EACH", 1)
     T, _ = temperature_and_reason(predictions["val"].logits, predictions["val"].labels)
     for temperature, value in [("auto", T), (1, 1.0), ("2.5", 2.5)]:
         table = classify_files(run, tmp_path/"new", tmp_path/"t.tsv", temperature, device="cpu")

@@ -47,7 +47,8 @@ def train(asked, imagenet):
                       if all_methods()[asked["method"]].uses(name)}})
     data = prepare(load_benchmark("imagenet", imagenet, transform, augment, SETS), run.settings)
     data.train = Subset(data.train, range(0, 960, 20))
-    bases = [train({"benchmark": "imagenet", **given}, imagenet) for given in run.method.bases(run.settings)] if run.method.bases else []
+    wanted = run.method.bases(run.settings) if run.method.bases else []
+    bases = [train({"benchmark": "imagenet", **given}, imagenet) for given in wanted]
     given = {name: value for name, value in vars(run.settings).items() if name not in ("benchmark", "method", "out")}
     trained = fine_tune(copy.deepcopy(clip), tokenizer, data, run.method, bases=bases, **given)
     found = predict_set(classifier(trained, tokenizer, data), data.eval["ImageNetA"].dataset,

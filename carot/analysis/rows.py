@@ -80,7 +80,7 @@ LEFT_OUT = {
     "arf": "needs captions by another model and an external retrieval corpus",
     "zs_as_logged": "is not zero-shot, though logged as such",
 }
-PARTICULAR = {  # source, method, batch: what else is known of a row
+PARTICULAR: dict[tuple, dict[str, Any]] = {  # source, method, batch: what else is known of a row
     ("reproduction", "carot", "256"): {"batch_size": 256},
     ("reproduction", "ft", "512"): {"lr": 1e-5},
 }
@@ -93,8 +93,8 @@ def published_rows() -> list[Row]:
     for (source, name, batch, model), part in found.groupby(["source", "method", "batch", "model"], sort=False):
         values = part.iloc[0].drop(["source", "method", "batch", "metric", "model"])
         figures = {set_name: float(value) for set_name, value in values.items() if value == value}
-        made.append(Row(TABLES[source], find_method(name).title, name, PARTICULAR.get((source, name, batch), {}), model,
-                        figures, part.metric.iloc[0]))
+        more: Mapping[str, Any] = PARTICULAR.get((source, name, batch), {})
+        made.append(Row(TABLES[source], find_method(name).title, name, more, model, figures, part.metric.iloc[0]))
     return made
 
 # %% ../../nbs/5_analysis/10_rows.ipynb #73de413d

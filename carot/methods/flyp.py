@@ -39,7 +39,7 @@ class ContrastiveSettings(TrainSettings):
 # %% ../../nbs/1_method/methods/03_flyp.ipynb #ba9917b3
 class Contrastive(Objective):
     "CLIP's contrastive loss of images and captions; the towers and the logit scale learn."
-    terms = ("contrastive",)
+    terms: tuple[str, ...] = ("contrastive",)
 
     def __init__(
         self,

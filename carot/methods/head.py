@@ -31,7 +31,8 @@ else:
 # %% ../../nbs/1_method/methods/02_head.ipynb #03978323
 class Finetuning(Objective):
     "Cross-entropy of a linear head on normalised image features; head and image tower learn."
-    samplewise, clip_norm, terms = True, 1.0, ("cross_entropy",)
+    samplewise, clip_norm = True, 1.0
+    terms: tuple[str, ...] = ("cross_entropy",)
 
     def __init__(
         self,
@@ -81,7 +82,8 @@ class FinetuningWithTerms(Finetuning):
         return ("image", "teacher_image") if step > 0 and self.settings.distillation_coef else ("image",)
 
     def loss(self, features, labels):
-        s, loss, terms = self.settings, *super().loss(features, labels)
+        s = self.settings
+        loss, terms = super().loss(features, labels)
         weight = towers.visual_projection(self.clip) if s.orthogonality_coef or s.cross_norm_coef else None
         if s.orthogonality_coef: terms["orthogonality"] = losses.orthogonality(weight)
         if s.cross_norm_coef:
