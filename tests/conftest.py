@@ -2,7 +2,6 @@
 import numpy as np
 import pytest
 import torch
-from forks import all_forked, forked  # noqa: F401, fixtures
 
 from carot.clip import build_clip
 from carot.data import ArrayImages, Benchmark, EvalSet

@@ -19,7 +19,6 @@ from carot.train import fine_tune
 CLASSES = {"sun": (230, 200, 30), "anchor": (40, 60, 200), "heart": (220, 30, 40), "skull": (200, 200, 200)}
 SETS = [("train", 16, 1), ("val", 40, 1), ("test", 6, 1), ("night", 6, 0.4), ("fog", 6, 0.7)]  # images, light
 SHIFTS = ("night", "fog")
-pytestmark = pytest.mark.usefixtures("forked")
 
 
 def write_images(folder):
@@ -164,11 +163,11 @@ def test_posthoc_on_trained_runs(images, trained, tmp_path):
                            ("WiSE-FT α=0.5", path/"posthoc"/"alpha=0.5")):
         p = load_predictions(folder)["test"]
         assert results["carot", remedy] == pytest.approx(ece(p.probs, p.labels))
-    assert len(set(results["carot"])) == 6
+    assert len(set(results["carot"])) == 8
     line = found["interpolation"].query("method == 'flyp' and temperature == 'none'").set_index("alpha")["shifts ECE"]
     assert line[0] == pytest.approx(over_shifts(ece, zero)) and list(line.index) == [0, 0.5, 1]
     gains = found["gains"].query("outcome == 'ID accuracy' and remedy == 'temperature'")
-    assert (gains.value == 0).all() and len(found["claims"]) == 14
+    assert (gains.value == 0).all() and len(found["claims"]) == 34
 
 
 def test_bound_on_trained_runs(images, trained, tmp_path):

@@ -352,7 +352,6 @@ rows += [(name, name == "ImageNet", 10, metric, v) for name, v in accuracy.items
 run.finish(seconds={{"total": 1.0}})""")
 
 
-@pytest.mark.usefixtures("forked")
 def test_preflight(tree, tmp_path, monkeypatch):
     "Nothing is trained on wrong data or on a model whose zero-shot accuracy is off, but with --no-preflight."
     notebook = zero_shot_standin(tmp_path/"run.ipynb")

@@ -329,7 +329,6 @@ def test_signal_to_a_script_and_its_loader_processes(tmp_path, number):
     assert within or f"{number.name} between the epochs" in errors and last % 3 == 0
 
 @pytest.mark.slow(15)
-@pytest.mark.usefixtures("forked")
 def test_signal_to_the_command_reaches_the_kernel_and_back(tmp_path):
     "carot, the run's process, papermill's kernel: it saves and ends; the next call warns of damage, and finishes."
     words = ("run --method lp --epochs 2 --batch-size 250 --eval-sets Glyphs --checkpoint-every 1 --workers 0 "

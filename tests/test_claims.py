@@ -296,7 +296,6 @@ def test_differences_agree_with_the_claims(comparison):
 
 # --- the notebook
 
-@pytest.mark.usefixtures("forked")
 def test_the_notebook_end_to_end(comparison, monkeypatch, capsys):
     monkeypatch.chdir(comparison)
     executed = commands.make_claims(benchmark="toy", out=".", samples=100)

@@ -335,7 +335,6 @@ def write_squares(folder):
     return folder
 
 
-@pytest.mark.usefixtures("forked")
 @pytest.mark.slow
 def test_the_notebook_end_to_end(tmp_path):
     notebook, data = notebook_path("corruptions"), write_squares(tmp_path/"squares")

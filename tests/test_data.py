@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Subset
 
 from carot.data import (ArrayImages, CaptionedImages, EpochBatches, EvalSet, image_labels, load_benchmark,
-                        named_templates, prepare, sample_seeds)
+                        named_templates, plain_images, prepare, sample_seeds)
 from carot.core import UserError, write_atomic
 from carot.benchmarks.glyphs import RECIPES, make_set, render
 
@@ -156,9 +156,10 @@ def test_shots_decode_nothing_and_are_balanced(glyphs):
         labels = glyphs.train.labels
         def __len__(self): return len(self.labels)
         def __getitem__(self, index): raise AssertionError("decoded")
-    few = prepare(replace(glyphs, train=NoImages(), plain=NoImages), SimpleNamespace(shots=4, seed=3))
+    images = NoImages()
+    few = prepare(replace(glyphs, train=images, loaded=images, plain=NoImages), SimpleNamespace(shots=4, seed=3))
     assert np.bincount(image_labels(few.train)).tolist() == [4] * 100
-    assert few.plain().indices == few.train.indices
+    assert plain_images(few).indices == few.train.indices and plain_images(few).dataset is not images
     assert prepare(few, SimpleNamespace(shots=4, seed=3)) is few
     assert prepare(few, SimpleNamespace(shots=2, seed=3)).train.dataset is few.train
 

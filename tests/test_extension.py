@@ -67,7 +67,6 @@ def load(root, transform, train_transform, eval_sets):
 
 FEW = BenchmarkSpec("few", "a tenth of glyphs", load, {**GLYPHS.defaults, "epochs": 1, "warmup_steps": 2})
 '''
-pytestmark = pytest.mark.usefixtures("all_forked")
 ON_FEW = ("--benchmark", "that.module:FEW", "--micro-batch-size", "16")
 
 

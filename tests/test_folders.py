@@ -370,7 +370,6 @@ def test_unknown_choice():
 
 # from end to end
 
-@pytest.mark.usefixtures("forked")
 def test_a_run_on_a_folder(my, tiny_clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_clip(tiny_clip, "tiny")

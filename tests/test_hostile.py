@@ -272,9 +272,9 @@ def no_images(folder):
     return {"gif.jpg": "it is GIF", "eps.jpg": "it is PostScript", "pdf.jpg": "it is PDF", "ico.png": "cannot identify",
             "int.tif": "32 bits", "float.tif": "outside 0 to 1", "nan.tif": "outside 0 to 1",
             "pipe.jpg": "regular file", "device.jpg": "regular file", "folder.jpg": "regular file",
-            "gone.jpg": "No such file", "loop.jpg": "symbolic links", "empty.jpg": "is empty", "sparse.jpg": "too many",
-            "cut.jpg": "(?i)truncated",
-            "line\nbreak.jpg": "cannot identify", "nul\0.jpg": "null"}
+            "gone.jpg": "No such file", "loop.jpg": "symbolic links", "empty.jpg": "is empty",
+            "sparse.jpg": "too many", "cut.jpg": "(?i)truncated", "line\nbreak.jpg": "cannot identify",
+            "nul\0.jpg": "null"}
 
 
 def test_what_is_no_image_is_refused_in_one_line(tmp_path, monkeypatch):

@@ -214,7 +214,6 @@ FEW = ("--benchmark imagenet --model tiny --epochs 1 --batch-size 500 --warmup-s
        "--no-preflight").split()
 
 
-@pytest.mark.usefixtures("forked")
 def test_a_broken_image_stops(tree, tmp_path):
     "Unless it may be skipped: one line with its name, and exit code 2."
     save_clip(build_clip(TINY_VIT), tmp_path/"tiny")
@@ -223,7 +222,6 @@ def test_a_broken_image_stops(tree, tmp_path):
 
 
 @pytest.mark.slow(40)
-@pytest.mark.usefixtures("forked")
 def test_from_the_command_line(tree, tmp_path):
     "The check, then every method for four steps on the whole tree, broken JPEG and strangers included; the report."
     torch.manual_seed(0)

@@ -445,7 +445,6 @@ FILES = {"report.ipynb", "report.html", "cost.tsv", "results.tsv", "aurc.tsv", "
            for ending in ("png", "svg"))}
 
 
-@pytest.mark.usefixtures("forked")
 def test_the_notebook_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for i, method in enumerate(METHODS):

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from forks import as_forks
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--epochs", "2", "--eval-sets", "Glyphs,GlyphsV2"]
@@ -27,7 +26,7 @@ def stats(out): return {str(f.relative_to(out).parent): f.read_bytes() for f in 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    with as_forks(): result = carot("reproduce", "--methods", "zs,lp,carot", *SMALL, cwd=folder)
+    result = carot("reproduce", "--methods", "zs,lp,carot", *SMALL, cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder, result.stdout
 
@@ -58,7 +57,6 @@ def test_run_directory_is_complete(finished):
     assert header == ["", "epoch", *columns, "Avg ID carot Loss"]
 
 @pytest.mark.xdist_group("finished")
-@pytest.mark.usefixtures("forked")
 def test_again_does_nothing(finished):
     def times():
         return {f: f.stat().st_mtime_ns for f in finished[0].rglob("*") if f.is_file() and "report" not in f.parts}
@@ -68,7 +66,6 @@ def test_again_does_nothing(finished):
 
 @pytest.mark.slow(15)
 @pytest.mark.xdist_group("finished")
-@pytest.mark.usefixtures("forked")
 def test_the_report_shows_what_was_asked_for(finished):
     "Other methods and seeds in the folder are neither in the tables nor in the figures."
     import pandas as pd
@@ -108,7 +105,6 @@ def test_killed_at_any_moment_ends_the_same(finished, tmp_path):
     assert stats(tmp_path/"expt_logs"/"glyphs") == expected and len(expected) == 3
 
 @pytest.mark.slow(25)
-@pytest.mark.usefixtures("forked")
 def test_stopped_on_two_processes_and_gone_on(tmp_path):
     "A signal ends all processes between two steps, with exit code 75; the same command completes the run."
     words = ["reproduce", "--methods", "flyp", "--epochs", "3", "--eval-sets", "Glyphs", "--processes", "2"]
@@ -130,7 +126,6 @@ def test_stopped_on_two_processes_and_gone_on(tmp_path):
     config = json.loads((run/"config.json").read_text())
     assert config["complete"] and [int(row.split("\t")[1]) for row in steps()] == list(range(1, config["steps"] + 1))
 
-@pytest.mark.usefixtures("forked")
 def test_two_at_once(tmp_path):
     words = [sys.executable, "-m", "carot", "run", "--method", "ft", "--epochs", "3", "--eval-sets", "Glyphs"]
     both = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -39,7 +39,6 @@ if run.writes:
     (run.path/"metrics.tsv").write_text(METRICS)
     run.finish(seconds={"total": 1.0})""".replace("METRICS", repr(METRICS))
 OUT = 'out: str = "expt_logs"'
-pytestmark = pytest.mark.usefixtures("forked")
 
 
 def write_notebook(path, *cells):
@@ -122,8 +121,8 @@ def test_a_comparison_gives_settings_to_those_who_use_them(notebook):
         jobs.plan_runs(["zs", "ft"], 1, {"probe_lr": 0.5})
 
 
-def test_what_is_said_where_output_is_no_terminal(capsys):
-    job = jobs.job_for({"method": "ft"})
+def test_what_is_said_where_output_is_no_terminal(capsys, tmp_path):
+    job = jobs.job_for({"method": "ft", "out": str(tmp_path)})
     job.began, screen = time.monotonic() - 725, jobs.Screen()
     for _ in range(3): screen.draw([job], [job], 0)
     screen.told[job.path] -= 301

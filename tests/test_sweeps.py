@@ -35,7 +35,6 @@ rows = [("set", "id", "n", "metric", "value"), ("Test", True, 100, "accuracy", v
 if not run.complete:
     write_atomic(run.path/"metrics.tsv", "".join("\\t".join(map(str, row)) + "\\n" for row in rows))
     run.finish(seconds={"total": 0.1})"""
-pytestmark = pytest.mark.usefixtures("forked")
 GRID = "lr=0.1,0.2,0.3,0.4;epochs=1,2,3"
 
 
@@ -164,9 +163,20 @@ def test_wrong_sweeps_are_one_line_and_leave_nothing(notebook, tmp_path, given, 
     assert "\n" not in str(error.value) and tree(tmp_path) == before
 
 
-def test_ray_without_a_cluster_says_how_to_start_one(notebook, tmp_path, monkeypatch):
-    services = pytest.importorskip("ray._private.services")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(services, "find_gcs_addresses", set)  # nor one that somebody else has started here
-    monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: None)
-    with pytest.raises(UserError, match="ray start --head"): make_sweep("run.ipynb", "lr=0.3", engine="ray", out="logs")
+WITHOUT_A_CLUSTER = """
+from functools import cache
+from ray._private import services
+from carot.core import UserError
+from carot.runs.sweeps import make_sweep
+services.find_gcs_addresses = cache(lambda: set())  # nor one that somebody else has started here
+services.find_bootstrap_address = lambda folder: None
+try: make_sweep("run.ipynb", "lr=0.3", engine="ray", out="logs")
+except UserError as error: print(error)
+"""
+
+def test_ray_without_a_cluster_says_how_to_start_one(notebook, tmp_path):
+    "In a process of its own, where no earlier test has touched Ray."
+    pytest.importorskip("ray")
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", WITHOUT_A_CLUSTER], env=env, capture_output=True, text=True)
+    assert "ray start --head" in done.stdout, done.stderr

@@ -74,7 +74,7 @@ class DerivedSettings(RunSettings):
     "Those of a run, and which runs it is made from."
     base: str = setting("ft", "the method that it is made from", group="method")
     base_settings: str = setting(
-        None, "what its runs are asked for beyond what this one is: lr=1e-4;epochs=3", group="method")
+        None, "more settings of its runs, NAME and value, separated by semicolons", group="method")
 
 @dataclass
 class WiseFTSettings(DerivedSettings):
