@@ -76,6 +76,19 @@ def test_a_run_of_two_processes_is_that_of_one(tiny_clip, tokenizer, toy, tmp_pa
         assert torch.equal(found[name].labels, p.labels) and torch.allclose(found[name].logits, p.logits, atol=0.1)
 
 
+def tune_probe(clip, tokenizer, toy, out, settings):
+    fine_tune(clip, tokenizer, toy, "lp", **settings, out=out)
+
+
+def test_a_probe_of_two_processes_is_that_of_one(tiny_clip, tokenizer, toy, tmp_path):
+    "Each computes the features of half of the 40 images and gets those of all; an uneven batch."
+    settings = settings_for("lp", batch_size=13, epochs=2)
+    tune(tiny_clip, tokenizer, toy, "lp", **settings, out=tmp_path/"one")
+    debug_launcher(tune_probe, (copy.deepcopy(tiny_clip), tokenizer, toy, tmp_path/"two", settings), num_processes=2)
+    assert len(losses(tmp_path/"two")) == 8
+    for a, b in zip(losses(tmp_path/"one"), losses(tmp_path/"two")): assert a == pytest.approx(b, rel=1e-4)
+
+
 def predict_shares(clip, tokenizer, toy, out):
     make_accelerator("cpu")
     predict_sets(classifier(FineTuned(clip), tokenizer, toy), toy, out=out, batch_size=2)
