@@ -12,28 +12,34 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .config import RunSettings, Setting, describe, parse, parse_settings
+from .config import (KINDS, Bounds, RunSettings, Setting, check_bounds, describe, parse, parse_settings,
+                          with_bounds)
 from .core import UserError, unknown
 from .data import benchmark_spec, built_in_benchmarks
 from .engine.signals import Stopped
 from .methods.base import Method, all_methods, benchmark_defaults, default_settings, find_method
-from .runs.settings import (GROUPS, KINDS, list_values, notebook_parameters, notebook_path, trailing_comments,
-                                 usual_methods)
+from .runs.errors import explain, short_warnings
+from .runs.fingerprints import look_once
+from .runs.settings import (GROUPS, OUT, list_values, notebook_parameters, notebook_path, results_folder,
+                                 trailing_comments, usual_methods)
 from .translate import hint
 
 # %% auto #0
-__all__ = ['COMMANDS', 'HELP', 'REQUIRED', 'FILES', 'Command', 'listed', 'help_text', 'function_source', 'function_options',
-           'peek', 'asked_methods', 'spell_value', 'spell_defaults', 'Options', 'own_group', 'run_options', 'spell_own',
-           'notebook_options', 'settings_option', 'command_options', 'within', 'Parser', 'flag', 'add_switch',
-           'add_option', 'add_options', 'command_parser', 'unknown_option', 'read_words', 'whole_parser',
-           'print_completion', 'split_rest', 'read_command', 'exit_code', 'main', 'call']
+__all__ = ['COMMANDS', 'HELP', 'REQUIRED', 'FILES', 'Command', 'listed', 'help_text', 'function_source', 'declared_bounds',
+           'function_options', 'peek', 'asked_methods', 'spell_value', 'spell_defaults', 'Options', 'own_group',
+           'run_options', 'spell_own', 'notebook_options', 'settings_option', 'command_options', 'within', 'Parser',
+           'flag', 'add_switch', 'add_option', 'add_options', 'command_parser', 'unknown_option', 'read_words',
+           'whole_parser', 'print_completion', 'split_rest', 'read_command', 'exit_code', 'answer', 'call',
+           'log_folder', 'tell_error', 'is_unread', 'drop_output', 'say_all', 'main']
 
 # %% ../nbs/6_use/02_cli.ipynb #8d0c8321
 @dataclass(frozen=True)
@@ -128,6 +134,7 @@ def help_text() -> str:
 # %% ../nbs/6_use/02_cli.ipynb #ad660f8e
 REQUIRED = object()  # default of an option that must be given
 
+@cache
 def function_source(
     function: str,  # "module:name"
 ) -> tuple[ast.FunctionDef, dict[int, str]]:  # and the comments of its file by line
@@ -138,6 +145,14 @@ def function_source(
     source = Path(spec.origin).read_text(encoding="utf-8")
     node = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == name)
     return node, trailing_comments(source)
+
+def declared_bounds(
+    function: str,  # "module:name"
+) -> dict[str, Bounds]:
+    "What the decorator `bounded` of a function says."
+    calls = [call for call in function_source(function)[0].decorator_list if isinstance(call, ast.Call)]
+    words = [word for call in calls if ast.unparse(call.func) == "bounded" for word in call.keywords]
+    return {word.arg: ast.literal_eval(word.value) for word in words if word.arg}
 
 # %% ../nbs/6_use/02_cli.ipynb #b3c46883
 def function_options(
@@ -267,7 +282,8 @@ def command_options(
         if "methods" in own: more = more.without("method", "seed")
         options |= more
     elif about.options: options |= notebook_options(notebook_path(about.options))
-    return options
+    bounds = declared_bounds(about.function)
+    return Options({name: with_bounds(option, bounds) for name, option in options.known.items()}, options.shown)
 
 def within(
     options: Options,
@@ -363,7 +379,7 @@ def read_words(
     words: Sequence[str],
     options: Options,
 ) -> dict[str, Any]:  # those that were given, converted
-    "Reads a command's options. Raises `UserError` for an unknown one, a wrong type, or one that is missing."
+    "Reads a command's options. Raises `UserError` for an unknown one, a value that cannot be, or one that is missing."
     text, rest = command_parser(command, options).parse_known_args(words)
     if rest and rest[0].startswith("-"):
         raise unknown_option(command, rest[0].partition("=")[0], options)
@@ -372,7 +388,9 @@ def read_words(
     for name, about in options.known.items():
         if about.default is REQUIRED and name not in found:
             raise UserError(f"carot {command} needs {flag(name)}; see carot {command} --help")
-    return parse_settings(found.pop("settings", ""), options.known) | found
+    found = parse_settings(found.pop("settings", ""), options.known) | found
+    check_bounds(found, options.known)
+    return found
 
 # %% ../nbs/6_use/02_cli.ipynb #c6b13c18
 FILES = ("root", "out", "images", "checkpoint")  # options that name a file or a folder
@@ -437,26 +455,16 @@ def exit_code(
     return code if isinstance(code, int) else 0
 
 # %% ../nbs/6_use/02_cli.ipynb #b373bc82
-def main(
-    words: Sequence[str] | None = None,  # None: those of the command line
+def answer(
+    words: Sequence[str],
 ) -> int:  # exit code
-    "The command `carot`."
-    command, *words = list(sys.argv[1:] if words is None else words) or ["--help"]
+    "Does what a command line asks for."
+    command, *words = words or ["--help"]
     if os.getcwd() not in sys.path and "" not in sys.path: sys.path.append(os.getcwd())  # for "module:NAME"
-    try:
-        if command in ("-h", "--help", "help"): print(help_text(), end="")
-        elif command in ("-V", "--version"): print(f"carot {__version__}")
-        else: return call(command, read_command(command, words))
-        return 0
-    except UserError as error:
-        print(f"carot: error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(f"carot: {stopped}", file=sys.stderr)
-        return 75
-    except KeyboardInterrupt:
-        print("\ncarot: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+    if command in ("-h", "--help", "help"): print(help_text(), end="")
+    elif command in ("-V", "--version"): print(f"carot {__version__}")
+    else: return call(command, read_command(command, words))
+    return 0
 
 def call(
     command: str,
@@ -464,9 +472,71 @@ def call(
 ) -> int:  # exit code
     "Does what a command is for."
     module, _, name = COMMANDS[command].function.partition(":")
-    result = getattr(import_module(module), name)(**found)
+    function = getattr(import_module(module), name)
+    with look_once(): result = function(**found)
     if COMMANDS[command].prints: print(result)
     return exit_code(result)
+
+# %% ../nbs/6_use/02_cli.ipynb #96390645
+def log_folder(
+    words: Sequence[str],  # of the command line
+) -> Path:
+    "Where the traceback of a command is kept: in the folder of results that it names."
+    takes_results = bool(words) and words[0] in COMMANDS and COMMANDS[words[0]].options
+    try: return results_folder((peek(words, "out") if takes_results else None) or OUT)
+    except OSError: return Path(OUT)  # the working directory has gone
+
+def tell_error(
+    error: BaseException,
+    words: Sequence[str],  # of the command line
+) -> int:  # exit code
+    "Says in one line why a command failed."
+    line, code = explain(error, log_folder(words), words)
+    with suppress(OSError): print(f"carot: error: {line}", file=sys.stderr)  # or else nobody listens
+    return code
+
+# %% ../nbs/6_use/02_cli.ipynb #95ff428b
+def is_unread() -> bool:
+    "Whether nobody reads what is printed any more (`| head`); the rest of it is dropped then."
+    try:
+        if sys.stdout: sys.stdout.flush()
+    except BrokenPipeError:
+        drop_output()
+        return True
+    return False
+
+def drop_output() -> None:
+    "From now on what is printed goes nowhere."
+    with suppress(OSError, ValueError): os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+def say_all(
+    code: int,
+    words: Sequence[str],  # of the command line
+) -> int:  # exit code
+    "Writes out what has been printed, before it is too late to tell that it could not be."
+    try: is_unread()
+    except OSError as error:
+        code = tell_error(error, words)
+        drop_output()
+    return code
+
+# %% ../nbs/6_use/02_cli.ipynb #6cb8b508
+def main(
+    words: Sequence[str] | None = None,  # None: those of the command line
+) -> int:  # exit code
+    "The command `carot`."
+    words = list(sys.argv[1:] if words is None else words)
+    for stream in (sys.stdout, sys.stderr):  # a name that a terminal cannot show is shown as an escape
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
+    with short_warnings():
+        try: code = answer(words)
+        except (Stopped, KeyboardInterrupt) as stopped:
+            print(f"carot: {str(stopped) or Stopped()}", file=sys.stderr)
+            code = 75
+        except SystemExit as end: code = exit_code(end)  # of --help
+        except BrokenPipeError as error: code = 75 if is_unread() else tell_error(error, words)
+        except Exception as error: code = tell_error(error, words)
+        return say_all(code, words)
 
 # %% ../nbs/6_use/02_cli.ipynb #9c796bcf
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

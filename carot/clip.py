@@ -21,14 +21,15 @@ from open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_
 from safetensors.torch import load_file, save
 from torch import nn
 
-from .core import UserError, unknown, write_atomic
+from .core import UserError, model_digest, unknown, weights_file, write_atomic
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'FLAG', 'NULL', 'WIDTH', 'COUNT', 'PIXELS', 'TOWER', 'VISION', 'TEXT', 'MODEL', 'PREPROCESS', 'CONFIG',
-           'SUPPORTED', 'REASONS', 'named_config', 'Rule', 'whole', 'real', 'one_of', 'list_of', 'problems',
+           'SUPPORTED', 'REASONS', 'BUILT_IN', 'named_config', 'Rule', 'whole', 'real', 'one_of', 'list_of', 'problems',
            'folder_config', 'folder_weights', 'fill_embedding', 'load_weights', 'build_clip', 'build_from_folder',
-           'published_weights', 'build_named', 'load_clip', 'save_clip', 'trimmed_length', 'is_causal', 'text_features',
-           'image_features', 'visual_projection', 'text_projection', 'tower_parameters', 'zero_shot_head']
+           'published_weights', 'build_named', 'built_in_folder', 'load_clip', 'save_clip', 'trimmed_length',
+           'is_causal', 'text_features', 'image_features', 'visual_projection', 'text_projection', 'tower_parameters',
+           'zero_shot_head']
 
 # %% ../nbs/1_method/03_clip.ipynb #565e88b6
 WEIGHTS = Path(carot.__file__).parent/"weights"  # models that ship with the package
@@ -42,7 +43,7 @@ def named_config(
     tags = open_clip.list_pretrained_tags_by_model(model)
     if not pretrained:
         raise UserError(f"{model} needs `pretrained`: one of {', '.join(tags)}, a checkpoint file, or 'random'")
-    if pretrained not in [*tags, "random"] and not Path(pretrained).is_file():
+    if pretrained not in [*tags, "random"] and not os.path.isfile(pretrained):
         raise UserError(f"{pretrained!r} is neither a file nor a tag of {model}; its tags: {', '.join(tags)}")
     config, tag = open_clip.get_model_config(model), open_clip.get_pretrained_cfg(model, pretrained)
     if tag.get("quick_gelu"): config["quick_gelu"] = True
@@ -107,7 +108,7 @@ PREPROCESS = dict(
 CONFIG = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
 
 # %% ../nbs/1_method/03_clip.ipynb #8849dcd4
-SUPPORTED = "supported are folders with towers of open_clip or image towers of timm, and CLIP's own tokenizer"
+SUPPORTED = "supported are towers of open_clip, image towers of timm, and CLIP's own tokenizer"
 REASONS = {"hf_": ", for text towers and tokenizers of transformers can bring code of their own",
            "tokenizer_": ", for tokenizers other than CLIP's can bring code of their own",
            "multimodal_cfg": ", for CoCa's decoder has no place in a classifier"}  # by how a key begins
@@ -119,12 +120,12 @@ def problems(
 ) -> Iterator[str]:
     "What a configuration says that it must not, each in words."
     if not isinstance(given, dict): yield f"{place or 'the whole'} must be an object with keys"; return
-    for name, value in given.items():
+    for name, value in sorted(given.items(), key=lambda item: item[0] in known):  # what is not allowed first
         where = f"{place}.{name}" if place else name
         rule = known.get(name)
         if rule is None:
             reason = next((text for start, text in REASONS.items() if name.startswith(start)), "")
-            yield f"{json.dumps(where)[1:-1][:80]} may not stand in a model folder{reason}; {SUPPORTED}"
+            yield f"{json.dumps(where)[1:-1][:80]} is not allowed{reason}; {SUPPORTED}"
         elif isinstance(rule, Rule):
             if not rule.holds(value): yield f"{where} is {json.dumps(value)[:60]}, but must be {rule.words}"
         elif value is not None or not name.endswith("_kwargs"): yield from problems(value, rule, where)
@@ -148,11 +149,10 @@ def folder_config(
     return config | {"preprocess_cfg": usual | config.get("preprocess_cfg", {})}
 
 def folder_weights(folder: str | Path) -> Path:
-    "The checkpoint in a model folder."
-    files = [file for pattern in ("*.safetensors", "*.bin", "*.pt") for file in sorted(Path(folder).glob(pattern))]
-    files = [file for file in files if file.name != "head.safetensors" and file.is_file()]
-    if not files: raise UserError(f"{str(folder)!r} has no weights (open_clip_model.safetensors)")
-    return files[0]
+    "The checkpoint in a model folder. Raises `UserError` if there is none."
+    file = weights_file(folder)
+    if not file: raise UserError(f"{str(folder)!r} has no weights (open_clip_model.safetensors)")
+    return file
 
 # %% ../nbs/1_method/03_clip.ipynb #cff8a507
 def fill_embedding(
@@ -185,10 +185,12 @@ def build_clip(config: dict) -> nn.Module:
     "An open_clip model from its configuration, randomly initialised; it remembers the configuration as `.config`."
     model_cfg = json.loads(json.dumps(config["model_cfg"]))
     if "timm_model_name" in model_cfg["vision_cfg"]: model_cfg["vision_cfg"]["timm_model_pretrained"] = False
-    custom_text = model_cfg.pop("custom_text", False) or "hf_model_name" in model_cfg["text_cfg"]
+    custom_text = model_cfg.pop("custom_text", False)
     clip = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**model_cfg)
     if getattr(clip, "logit_bias", None) is not None:
         raise UserError("this is a SigLIP model: its sigmoid loss has no softmax over a batch, which CaRot needs")
+    for module in clip.modules():  # on a permuted view autograd pays for it with copies of the whole map
+        if getattr(module, "inplace", False): module.inplace = False
     clip.config = config
     return clip
 
@@ -222,10 +224,23 @@ def build_named(
     model: str,  # an open_clip architecture
     pretrained: str | None,  # one of its tags, a file or "random"
 ) -> tuple[nn.Module, Callable]:  # model and tokenizer
-    "A model that open_clip knows. Raises `UserError`."
-    clip = build_clip(named_config(model, pretrained))
+    "A model that open_clip knows. Raises `UserError`, also for one whose configuration is not allowed."
+    config = named_config(model, pretrained)
+    for problem in problems(config, CONFIG): raise UserError(f"the model {model}: {problem} (parameter model)")
+    clip = build_clip(config)
     if pretrained != "random": load_weights(clip, published_weights(model, pretrained))
-    return clip, open_clip.get_tokenizer(model)
+    return clip, open_clip.SimpleTokenizer(context_length=clip.context_length)
+
+# %% ../nbs/1_method/03_clip.ipynb #6b570e80
+BUILT_IN = {"glyphs": "b4b9f02d69802c61303b5c1ac960de163bcd1f040ee735367ec5c1754a4a40ca"}  # model -> its digest
+
+def built_in_folder(
+    model: str,  # one of `BUILT_IN`
+) -> Path:
+    "The folder of a model that ships with carot. Raises `UserError` if it is not as it was shipped."
+    folder = WEIGHTS/model
+    if model_digest(folder) == BUILT_IN[model]: return folder
+    raise UserError(f"the built-in model {model} is damaged or was exchanged ({folder}); reinstall carot")
 
 # %% ../nbs/1_method/03_clip.ipynb #1fedd2c5
 def load_clip(
@@ -233,7 +248,7 @@ def load_clip(
     pretrained: str | None = None,  # tag, checkpoint file or "random"; not used for "glyphs" and folders
 ) -> tuple[nn.Module, Callable, Callable, Callable]:  # model, training transform, evaluation transform, tokenizer
     "A CLIP model in evaluation mode on the CPU with its transforms and tokenizer. Raises `UserError`."
-    folder = WEIGHTS/model if model == "glyphs" else Path(str(model).removeprefix("local-dir:"))
+    folder = built_in_folder(model) if model in BUILT_IN else Path(str(model).removeprefix("local-dir:"))
     is_folder = os.path.isdir(folder)
     if not is_folder and "/" in str(model):
         usual = str(model).replace("/", "-")

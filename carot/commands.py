@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import parse_settings
+from .config import bounded, parse_settings
 from .core import UserError, lazy
 from .methods.base import all_methods
 from .runs.settings import (asked, benchmark_folder, check_parameters, check_writable, known_parameters,
@@ -24,12 +24,14 @@ __all__ = ['shorten', 'run_one', 'make_page', 'print_page', 'display_page', 'mak
 if TYPE_CHECKING:
     import pandas as pd
 
+    from carot import calibration
     from carot.analysis import figures
     from carot.engine import devices
     from carot.runs import check, execute, records
     from carot.runs import jobs as runner
 else:
     pd, devices, figures = lazy("pandas"), lazy("carot.engine.devices"), lazy("carot.analysis.figures")
+    calibration = lazy("carot.calibration")
     check, execute = lazy("carot.runs.check"), lazy("carot.runs.execute")
     runner, records = lazy("carot.runs.jobs"), lazy("carot.runs.records")
 
@@ -38,6 +40,7 @@ def shorten(path: Path) -> Path:
     "A path as seen from the working directory, if it is below."
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
+@bounded(processes=(1, 1024))
 def run_one(
     notebook: str | Path | None = None,  # None: carot's own `fine_tune`
     preflight: bool = True,  # look at data and zero-shot accuracy before training where they are published
@@ -100,6 +103,7 @@ def display_page(
             if "data" in output: display(dict(output.data), raw=True)
 
 # %% ../nbs/6_use/00_commands.ipynb #22150049
+@bounded()
 def make_report(
     *,
     notebook: str | Path | None = None,  # None: carot's own `report`
@@ -111,6 +115,7 @@ def make_report(
     if show: show(page)
     return page
 
+@bounded(samples=(1, 1000000), seed=(0, 18446744073709551615))
 def make_claims(
     *,
     notebook: str | Path | None = None,  # None: carot's own `claims`
@@ -126,8 +131,9 @@ def method_names(
     methods: str | Sequence[str] | None,  # names, "module:NAME", or "all"; None: the usual ones
 ) -> list[str]:
     "The methods of a comparison; all is every built-in one."
-    names = list_values(methods, str) if isinstance(methods, str) else list(methods or [])
-    if not names: return [method.name for method in usual_methods()]
+    if methods is None: return [method.name for method in usual_methods()]
+    names = list_values(methods, str) if isinstance(methods, str) else list(methods)
+    if not names: raise UserError("methods is empty; leave it out for the usual ones")
     every = all_methods() if "all" in names else {}
     return list(dict.fromkeys([*every, *(name for name in names if name != "all")]))
 
@@ -144,7 +150,6 @@ def plan_comparison(
         raise UserError("carot reproduce starts processes itself (--processes); under accelerate launch or torchrun "
                         "give single runs: carot run")
     if "method" in given or "seed" in given: raise UserError("a comparison takes methods and seeds, not method or seed")
-    if seeds < 1: raise UserError("seeds must be at least 1")
     names = method_names(methods)
     known = known_parameters(notebook, *names)
     given = parse_settings(settings, known) | {name: value for name, value in given.items() if value is not None}
@@ -162,6 +167,7 @@ def report_parameters(
             "methods": ",".join(dict.fromkeys(job.method.reference for job in planned))}
 
 # %% ../nbs/6_use/00_commands.ipynb #df45a689
+@bounded(seeds=(1, 1000), jobs=(1, 1000), timeout=(0.001, 10000000.0), processes=(1, 1024))
 def reproduce(
     methods: str | Sequence[str] | None = None,  # "ft,carot", module:NAME of your own, or all; None: the usual ones
     seeds: int = 1,  # runs per method, with the seeds 1, 2, ...
@@ -180,7 +186,7 @@ def reproduce(
 ) -> int:  # exit code, as from `run_all`
     "Makes the runs of the comparison that are missing, each in a process of its own, then the report."
     notebook = notebook or notebook_path("fine_tune")
-    if jobs is not None and jobs < 1: raise UserError("jobs must be at least 1")
+    if metrics: calibration.find_metrics(metrics.replace(",", " ").split())  # not after hours of training
     planned = plan_comparison(methods, seeds, settings, notebook, given)
     runner.check_processes(processes, planned[-1].parameters)
     needed = runner.with_bases(planned)

@@ -5,19 +5,21 @@
 # %% ../nbs/1_method/01_config.ipynb #14f029f5
 from __future__ import annotations
 
+import inspect
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cache, wraps
 from numbers import Integral, Real
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from .core import UserError, unknown
 
 # %% auto #0
-__all__ = ['setting', 'Setting', 'declared', 'describe', 'convert', 'parse', 'parse_settings', 'check_bounds', 'RunSettings',
-           'TrainSettings']
+__all__ = ['LONGEST_TEXT', 'CORES', 'KINDS', 'Bounds', 'F', 'setting', 'Setting', 'declared', 'describe', 'brief', 'checked_text',
+           'is_finite', 'convert', 'parse', 'parse_settings', 'spell_number', 'check_bounds', 'RunSettings',
+           'TrainSettings', 'with_bounds', 'parameter_kind', 'parameters_of', 'bounded']
 
 # %% ../nbs/1_method/01_config.ipynb #cac83e3c
 def setting(
@@ -25,7 +27,8 @@ def setting(
     help: str,  # what it is, in a line
     *,
     low: float | None = None,  # smallest value
-    high: float | None = None,  # largest value
+    high: float | None = None,  # largest value; None: of integers 10⁹, else none
+    why: str = "",  # what the largest value comes from
     choices: Sequence[str] | None = None,  # all there are
     unit: str = "",
     group: str = "training",  # heading in --help
@@ -33,8 +36,8 @@ def setting(
     matters: bool = True,  # results depend on it: it must not differ when a run goes on
 ) -> Any:
     "Declare a setting: a field of a settings dataclass."
-    about = dict(help=help, low=low, high=high, choices=choices and tuple(choices), unit=unit, group=group, named=named,
-                 matters=matters)
+    about = dict(help=help, low=low, high=high, why=why, choices=choices and tuple(choices), unit=unit, group=group,
+                 named=named, matters=matters)
     return field(default=default, metadata=about)
 
 # %% ../nbs/1_method/01_config.ipynb #579ab702
@@ -47,11 +50,17 @@ class Setting:
     help: str
     low: float | None = None
     high: float | None = None
+    why: str = ""
     choices: tuple[str, ...] | None = None
     unit: str = ""
     group: str = "training"
     named: bool = True
     matters: bool = True
+
+    @property
+    def most(self) -> float | None:
+        "Its largest value: nothing that is counted goes beyond 10⁹ where nothing else is said."
+        return 10**9 if self.high is None and self.kind is int else self.high
 
 # %% ../nbs/1_method/01_config.ipynb #722f9169
 @cache
@@ -66,6 +75,35 @@ def describe(
     "The settings of a class by name."
     return dict(declared(settings if isinstance(settings, type) else type(settings)))
 
+# %% ../nbs/1_method/01_config.ipynb #e1b3c1ef
+LONGEST_TEXT = 4096  # characters: no system takes a longer path
+
+def brief(
+    value: Any,
+) -> str:
+    "A value as messages show it."
+    try: text = repr(value)
+    except ValueError: return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(text):,} characters)"
+
+def checked_text(
+    name: str,  # of the setting
+    text: str,
+) -> str:  # the same
+    "Raises `UserError` for text that no path, notebook and record could hold."
+    if "\0" in text: problem = "has a NUL character"
+    elif len(text) > LONGEST_TEXT: problem = f"is longer than {LONGEST_TEXT:,} characters"
+    elif text.encode(errors="replace").decode() != text: problem = "is not UTF-8; rename what it names"
+    else: return text
+    raise UserError(f"{name} {problem}: {brief(text)}")
+
+def is_finite(
+    value: Any,
+) -> bool:
+    "Whether it is a number that a float can be."
+    try: return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError: return False  # an integer beyond 1.8e308
+
 # %% ../nbs/1_method/01_config.ipynb #8eb884a0
 def convert(
     about: Setting,
@@ -76,11 +114,13 @@ def convert(
     if value is None: return None
     if isinstance(value, bool) == (kind is bool):
         if kind is int and isinstance(value, Integral): return int(value)
-        if kind is float and isinstance(value, Real) and math.isfinite(value): return float(value)
-        if kind is str and isinstance(value, os.PathLike): return os.fspath(value)
+        if kind is float and is_finite(value): return float(value)
+        if kind is str and isinstance(value, os.PathLike): return checked_text(about.name, os.fspath(value))
         if kind is str and isinstance(value, Integral): return str(value)  # "auto" or a number
-        if kind in (bool, str) and isinstance(value, kind): return value
-    raise UserError(f"{about.name} takes {kind.__name__}, not {value!r} ({about.name}: {about.help})")
+        if kind is str and isinstance(value, str): return checked_text(about.name, value)
+        if kind is bool and isinstance(value, kind): return value
+    meaning = f" ({about.name}: {about.help})" if about.help else ""
+    raise UserError(f"{about.name} takes {kind.__name__}, not {brief(value)}{meaning}")
 
 # %% ../nbs/1_method/01_config.ipynb #018d00f6
 def parse(
@@ -111,6 +151,13 @@ def parse_settings(
         else: words[name] = value
     return {name: parse(known[name], value) for name, value in words.items()}
 
+# %% ../nbs/1_method/01_config.ipynb #76f95813
+def spell_number(
+    bound: float,
+) -> str:
+    "A bound as messages show it."
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
+
 # %% ../nbs/1_method/01_config.ipynb #684c0a38
 def check_bounds(
     values: Mapping[str, Any],  # name -> value
@@ -120,14 +167,17 @@ def check_bounds(
     for name, value in values.items():
         about = known[name]
         if value is None: continue
-        if value == "": raise UserError(f"{name} is empty; leave it out for its default")
+        if value == "" != about.default: raise UserError(f"{name} is empty; give a value, or leave it out")
         if about.low is not None and value < about.low:
-            raise UserError(f"{name} must be at least {about.low:g}, not {value}")
-        if about.high is not None and value > about.high:
-            raise UserError(f"{name} must be at most {about.high:g}, not {value}")
+            raise UserError(f"{name} must be at least {spell_number(about.low)}, not {brief(value)}")
+        if about.most is not None and value > about.most:
+            why = f" ({about.why})" if about.why else ""
+            raise UserError(f"{name} must be at most {spell_number(about.most)}{why}, not {brief(value)}")
         if about.choices and value not in about.choices: raise unknown(name, value, about.choices)
 
 # %% ../nbs/1_method/01_config.ipynb #62805237
+CORES = os.cpu_count() or 1
+
 @dataclass
 class RunSettings:
     "What every run has, trained or not."
@@ -147,12 +197,15 @@ class RunSettings:
         1, "of order, captions, augmentation and fresh heads", low=0, high=2**64 - 1, named=False)
     eval_sets: str = setting(None, "evaluation sets, separated by commas; None is all of them", group="evaluation")
     eval_batch_size: int = setting(
-        512, "images at once in evaluation, and batch of the batched ECE", low=1, unit="images", group="evaluation")
-    workers: int = setting(4, "loader processes", low=0, group="machine", named=False, matters=False)
+        512, "images at once in evaluation, and batch of the batched ECE", low=1, high=10**6, unit="images",
+        group="evaluation")
+    workers: int = setting(
+        4, "loader processes", low=0, high=4 * CORES, why="4 per core of this machine", group="machine", named=False,
+        matters=False)
     precision: str = setting(
         "auto", "auto, fp32, bf16 or fp16", choices=["auto", "fp32", "bf16", "fp16"], group="machine")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps", group="machine")
-    threads: int = setting(0, "CPU threads; 0 leaves the choice to torch", low=0, group="machine")
+    threads: int = setting(0, "CPU threads; 0 leaves the choice to torch", low=0, high=1024, group="machine")
     out: str = setting("expt_logs", "folder of all runs", group="machine", named=False, matters=False)
 
 # %% ../nbs/1_method/01_config.ipynb #945fbf75
@@ -160,10 +213,10 @@ class RunSettings:
 class TrainSettings(RunSettings):
     "What every trained run has."
     epochs: int = setting(10, "passes over the training set", low=1)
-    batch_size: int = setting(512, "images per optimizer step", low=1, unit="images")
+    batch_size: int = setting(512, "images per optimizer step", low=1, high=10**6, unit="images")
     micro_batch_size: str = setting(
-        None, "images at once in a process, or auto for the most that fit; same gradients",
-        unit="images", named=False, matters=False)
+        None, "images at once in a process, or auto for the most that fit; equal but for rounding",
+        unit="images")
     full_batches: bool = setting(
         False, "full batches only: an epoch's rest goes into the next one's first, as in the public code")
     shots: int = setting(
@@ -187,3 +240,56 @@ class TrainSettings(RunSettings):
     report_to: str = setting(
         None, "tensorboard, wandb or mlflow, beside train.tsv", choices=["tensorboard", "wandb", "mlflow"],
         group="checkpoints", named=False, matters=False)
+
+# %% ../nbs/1_method/01_config.ipynb #93838a10
+KINDS = {"bool": bool, "int": int, "float": float, "str": str}
+Bounds = tuple[float | None, float | None]  # smallest and largest value; None: there is none
+
+def with_bounds(
+    about: Setting,
+    bounds: Mapping[str, Bounds],  # of a function's parameters
+) -> Setting:
+    "The parameter with its bounds: those that its function says, or else of a run's setting that is called so."
+    if about.name in bounds: return replace(about, low=bounds[about.name][0], high=bounds[about.name][1])
+    same = describe(TrainSettings).get(about.name)
+    if same is None or same.kind is not about.kind or (about.low, about.high) != (None, None): return about
+    return replace(about, low=same.low, high=same.high, why=same.why)
+
+# %% ../nbs/1_method/01_config.ipynb #2d63caab
+def parameter_kind(
+    annotation: Any,  # "int | None"
+) -> type | None:  # None: several, or another one
+    "The plain type that a parameter takes."
+    words = annotation.split(" | ") if isinstance(annotation, str) else [getattr(annotation, "__name__", "")]
+    kinds = [KINDS[word] for word in words if word in KINDS]
+    return kinds[0] if len(kinds) == 1 and {*words} <= {*KINDS, "Path", "None"} else None
+
+def parameters_of(
+    function: Callable,
+    bounds: Mapping[str, Bounds],  # also of names that it takes by `**`
+) -> dict[str, Setting]:
+    "The parameters of a function that have one plain type, as settings with their bounds."
+    found, signature = {}, inspect.signature(function).parameters
+    for name in {**signature, **bounds}:
+        parameter = signature.get(name)
+        kind = parameter_kind(parameter.annotation) if parameter else type(bounds[name][0])
+        default = parameter.default if parameter else None
+        if kind: found[name] = with_bounds(Setting(name, kind, default, ""), bounds)
+    return found
+
+# %% ../nbs/1_method/01_config.ipynb #e9e3d1d6
+F = TypeVar("F", bound=Callable)
+
+def bounded(
+    **bounds: Bounds,  # of parameters, "seeds=(1, 1000)": literals, for the command line reads them
+) -> Callable[[F], F]:
+    "A function that raises `UserError` for arguments of a wrong type, beyond their bounds, or empty."
+    def decorate(function):
+        known, names = parameters_of(function, bounds), list(inspect.signature(function).parameters)
+        @wraps(function)
+        def checked(*words, **named):
+            given = {name: value for name, value in {**dict(zip(names, words)), **named}.items() if name in known}
+            check_bounds({name: convert(known[name], value) for name, value in given.items()}, known)
+            return function(*words, **named)
+        return checked
+    return decorate

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import count, islice
+from itertools import count, islice, repeat
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -21,14 +22,15 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .core import UserError, lazy, load_object, spell, unknown
+from .core import UserError, check_name, check_set_name, lazy, load_object, spell, unknown
 
 # %% auto #0
-__all__ = ['FORMATS', 'LARGEST_FILE', 'OTHER_KINDS', 'TEMPLATE_SETS', 'Images', 'EvalSet', 'Benchmark', 'ArrayImages', 'BadImage',
-           'white_of', 'to_rgb', 'open_regular', 'bad_image', 'read_image', 'look_below', 'image_name', 'sample_seeds',
-           'CaptionedImages', 'stream', 'EpochBatches', 'BenchmarkSpec', 'benchmark_modules', 'built_in_benchmarks',
-           'benchmark_spec', 'load_plain', 'load_benchmark', 'plain_images', 'read_lines', 'named_templates',
-           'image_labels', 'draw_shots', 'with_shots', 'prepare']
+__all__ = ['LIBRARIES', 'FOR_ONE', 'LAST', 'FORMATS', 'LARGEST_FILE', 'OTHER_KINDS', 'TEMPLATE_SETS', 'Images', 'EvalSet',
+           'Benchmark', 'kinds_of', 'leaves_alone', 'split_transform', 'ArrayImages', 'in_memory', 'InBatches',
+           'BadImage', 'white_of', 'to_rgb', 'open_regular', 'bad_image', 'read_image', 'look_below', 'image_name',
+           'sample_seeds', 'CaptionedImages', 'stream', 'EpochBatches', 'BenchmarkSpec', 'benchmark_modules',
+           'built_in_benchmarks', 'benchmark_spec', 'load_plain', 'load_benchmark', 'plain_images', 'read_lines',
+           'named_templates', 'known_labels', 'image_labels', 'draw_shots', 'with_shots', 'prepare']
 
 # %% ../nbs/1_method/02_data.ipynb #5a94bb0f
 if TYPE_CHECKING:
@@ -82,7 +84,10 @@ class Benchmark:
     plain: Callable[[], Images] | None = None  # the same images transformed as for evaluation; None: `train` is
 
     def __post_init__(self):
+        check_name("benchmark", self.name)
         if not self.classnames: raise UserError(f"benchmark {self.name!r} has no classes")
+        for name in self.classnames: check_name(f"a class of {self.name}", name)
+        for name in self.eval: check_set_name(name, f"an evaluation set of {self.name}")
         for template in self.templates:
             if [template.count(part) for part in ("{}", "{", "}")] != [1, 1, 1]:
                 raise UserError(f"template {template!r} needs exactly one {{}} for the class name")
@@ -101,6 +106,35 @@ class Benchmark:
             if name not in self.eval: raise unknown("evaluation set", name, list(self.eval))
         return {k: v for k, v in self.eval.items() if not names or k in names}
 
+# %% ../nbs/1_method/02_data.ipynb #1bc8dd6d
+LIBRARIES = ("torchvision.transforms.transforms", "open_clip.transform")
+FOR_ONE = {"RandomResizedCrop", "RandomHorizontalFlip", "Resize", "CenterCrop", "MaybeConvertMode"}  # RGB, fixed size
+LAST = [["ToTensor", "Normalize"], ["MaybeToTensor", "Normalize"]]
+
+def kinds_of(steps: Sequence[Any]) -> list[str]:
+    "Steps of a transform by name; empty for those that are not torchvision's or open_clip's."
+    return [type(step).__name__ if type(step).__module__ in LIBRARIES else "" for step in steps]
+
+def leaves_alone(
+    step: Any,  # one of `FOR_ONE`
+    size: Sequence[int],  # height and width
+) -> bool:
+    "Whether it gives every RGB image of this size back as it is."
+    kind, wanted = type(step).__name__, np.ravel(getattr(step, "size", 0)).tolist()
+    if kind == "Resize": return step.max_size is None and wanted in ([min(size)], list(size))
+    return kind == "MaybeConvertMode" or kind == "CenterCrop" and wanted == list(size)
+
+def split_transform(
+    transform: Any,  # PIL image -> anything; None: the image itself
+    size: Sequence[int],  # height and width of the images
+) -> tuple[list[Callable], Callable | None]:  # steps for each image, and what then takes them all: uint8 (N, 3, H, W)
+    "What must be done with each image by itself, and arithmetic that can be done with many at once."
+    steps = transform.transforms if kinds_of([transform]) == ["Compose"] else []
+    if kinds_of(steps[-2:]) not in LAST or not FOR_ONE.issuperset(kinds_of(steps[:-2])):
+        return ([transform] if transform else []), None
+    def numbers(images): return steps[-1](images.contiguous().to(torch.get_default_dtype()).div_(255))
+    return ([] if all(leaves_alone(step, size) for step in steps[:-2]) else steps[:-2]), numbers
+
 # %% ../nbs/1_method/02_data.ipynb #e09ce444
 class ArrayImages:
     "A map-style dataset over decoded images."
@@ -109,16 +143,60 @@ class ArrayImages:
         images,  # uint8 (N, 3, H, W), array or tensor
         labels,  # integers (N,)
         transform: Callable | None = None,  # PIL image -> what the model takes; None: the PIL image itself
+        known: str = "",  # what stands for images that carot makes itself, the same on every machine but for rounding
     ):
         self.images, self.labels, self.transform = np.asarray(images), np.asarray(labels), transform
+        self.known = known
         if len(self.images) != len(self.labels):
             raise UserError(f"{len(self.images)} images but {len(self.labels)} labels")
 
     def __len__(self): return len(self.labels)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index): return self.item(index, [self.transform] if self.transform else [])
+
+    def item(self, index: int, steps: Sequence[Callable], seed: int | None = None) -> tuple[Any, int]:
+        "One image after these steps, with PyTorch's seed set before them, and its label."
         image = Image.fromarray(np.ascontiguousarray(self.images[index].transpose(1, 2, 0)))
-        return (self.transform(image) if self.transform else image), int(self.labels[index])
+        if seed is not None: torch.default_generator.manual_seed(seed)
+        for step in steps: image = step(image)
+        return image, int(self.labels[index])
+
+    def several(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> list[tuple[Any, int]]:
+        "The same as one by one, sooner. With seeds, each is transformed after its own is set in PyTorch."
+        alone, together = split_transform(self.transform, self.images.shape[2:])
+        if not alone and together: images = torch.from_numpy(self.images[indices])
+        else:
+            items = [self.item(*one) for one in zip(indices, repeat(alone), seeds or repeat(None))]
+            if not together: return items
+            images = torch.from_numpy(np.stack([np.asarray(image) for image, _ in items])).permute(0, 3, 1, 2)
+        return list(zip(together(images), self.labels[indices].tolist()))
+
+    def identity(self) -> Iterator[bytes | np.ndarray]:
+        "What tells these images from any others."
+        if self.known: yield self.known.encode()
+        else: yield from (np.array(self.images.shape), self.images, self.labels.astype(np.int64))
+
+# %% ../nbs/1_method/02_data.ipynb #6b135bee
+def in_memory(
+    dataset: Any,  # `Images`, or a `Subset` of such
+    indices: Sequence[int],
+) -> tuple[ArrayImages | None, Sequence[int]]:
+    "The images below and the indices there; None for whatever reads its images in a way of its own."
+    while type(dataset) is torch.utils.data.Subset:
+        dataset, indices = dataset.dataset, [dataset.indices[index] for index in indices]
+    return (dataset if type(dataset) is ArrayImages else None), indices
+
+class InBatches:
+    "A data set for a loader: images in memory are read a batch at once."
+    def __init__(self, dataset: Any): self.dataset = dataset
+
+    def __len__(self): return len(self.dataset)
+
+    def __getitem__(self, index): return self.dataset[index]
+
+    def __getitems__(self, indices: Sequence[int]):
+        dataset, below = in_memory(self.dataset, indices)
+        return [self.dataset[index] for index in indices] if dataset is None else dataset.several(below)
 
 # %% ../nbs/1_method/02_data.ipynb #4dcd8e0b
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")  # PIL's names of what is read
@@ -183,7 +261,8 @@ def read_image(
         with open_regular(path) as file:
             head = file.read(4)
             file.seek(0)
-            with Image.open(file, formats=FORMATS) as image: return to_rgb(image)
+            with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
+                return to_rgb(image)
     except MemoryError: raise
     except Exception as error: raise bad_image(path, error, head) from None
 
@@ -230,6 +309,15 @@ class CaptionedImages:
         self.own_captions = len(self) > 0 and hasattr(look_below(self.train, 0)[0], "caption")
 
     def __len__(self): return len(self.train)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]):
+        "The same as one by one, sooner for images in memory."
+        dataset, indices = in_memory(self.train, [index for _, index in keys])
+        if dataset is None: return [self[key] for key in keys]
+        augmentations, captions = zip(*(sample_seeds(self.seed, *key) for key in keys))
+        with torch.random.fork_rng(devices=[]): items = dataset.several(indices, augmentations)
+        return [(image, self.caption(index, label, caption), label, index)
+                for (image, label), caption, (_, index) in zip(items, captions, keys)]
 
     def __getitem__(self, key: tuple[int, int]):
         epoch, index = key
@@ -309,6 +397,7 @@ class BenchmarkSpec:
     shortcut: str = ""  # what that one does not have: "class-typical backgrounds"
     equal_rates: tuple[str, ...] = ()  # learning rates at which claims compare methods, beside the tuned ones
     path: str = ""  # of a folder of one's own
+    outline: Callable[[], Benchmark] | None = None  # classes, templates and sets without pixels; None: load it
 
     def defaults_for(self, method: str) -> dict[str, Any]:
         "The run settings in which it departs from the paper's, for one method."
@@ -398,9 +487,11 @@ def read_lines(
     file: Path,
 ) -> list[str]:
     "Lines of a text file that are not blank, without the spaces around them. Raises `UserError`."
-    try: lines = file.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        with open_regular(file) as opened: lines = opened.read().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError: raise UserError(f"{file} is not UTF-8 text; save it as such") from None
-    except OSError as error: raise UserError(f"cannot read {file}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
     lines = [line.strip() for line in lines if line.strip()]
     if not lines: raise UserError(f"{file} is empty; fill it or remove it")
     return lines
@@ -421,14 +512,22 @@ def named_templates(
     raise unknown("templates", name, [*TEMPLATE_SETS, "or a file with one template a line"])
 
 # %% ../nbs/1_method/02_data.ipynb #86701222
-def image_labels(
-    dataset: Any,  # `Images`, or a `Subset` of such
-) -> np.ndarray:  # integers (N,)
-    "The labels of a data set: what it knows by itself (`labels`, `targets`), else read image by image."
-    if hasattr(dataset, "indices"): return image_labels(dataset.dataset)[np.asarray(dataset.indices, dtype=np.int64)]
+def known_labels(
+    dataset: Any,  # `Images`
+) -> np.ndarray | None:  # integers (N,); None: only its images tell
+    "The labels that a data set knows by itself: `labels` or `targets`."
     for name in ("labels", "targets"):
         known = getattr(dataset, name, None)
         if known is not None: return np.asarray(known() if callable(known) else known).astype(np.int64)
+    return None
+
+def image_labels(
+    dataset: Any,  # `Images`, or a `Subset` of such
+) -> np.ndarray:  # integers (N,)
+    "The labels of a data set: what it knows by itself, else read image by image."
+    if hasattr(dataset, "indices"): return image_labels(dataset.dataset)[np.asarray(dataset.indices, dtype=np.int64)]
+    known = known_labels(dataset)
+    if known is not None: return known
     with torch.random.fork_rng(devices=[]):  # transforms may draw random numbers
         return np.array([dataset[i][1] for i in tqdm(range(len(dataset)), "labels", leave=False)], np.int64)
 

@@ -25,15 +25,16 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from .calibration import METRICS, Metric, softmax
 from .clip import zero_shot_head
 from .core import UserError, write_atomic
-from .data import Benchmark, load_benchmark
+from .data import Benchmark, InBatches, load_benchmark, open_regular
 from .engine.large_batches import shares
 from .engine.log import Progress
+from .engine.signals import outlive_signals
 from .train import FineTuned
 
 # %% auto #0
-__all__ = ['STATS', 'Classifier', 'classifier', 'Predictions', 'process', 'predict_set', 'save_predictions', 'read_predictions',
-           'load_predictions', 'predict_sets', 'metrics_table', 'wide', 'stats_row', 'add_stats', 'epoch_loss',
-           'save_classes', 'read_json', 'load_classes']
+__all__ = ['STATS', 'Classifier', 'classifier', 'Predictions', 'process', 'predict_set', 'checked', 'save_predictions',
+           'read_predictions', 'read_whole', 'load_predictions', 'predict_sets', 'metrics_table', 'wide', 'stats_row',
+           'add_stats', 'epoch_loss', 'save_classes', 'read_json', 'as_classes', 'load_classes']
 
 # %% ../nbs/1_method/08_evaluate.ipynb #8846e3c3
 @dataclass
@@ -96,7 +97,8 @@ def predict_set(
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     index, processes = process()
     if processes > 1: dataset = Subset(dataset, shares(range(len(dataset)), processes)[index])
-    loader = DataLoader(dataset, batch_size, num_workers=workers, pin_memory=device.type == "cuda")
+    loader = DataLoader(InBatches(dataset), batch_size, num_workers=workers, pin_memory=device.type == "cuda",
+                        worker_init_fn=outlive_signals)
     logits, labels = [], []
     for images, target in Progress(loader, desc=name, unit="batch", leave=False, disable=index > 0):
         with torch.autocast(device.type, half) if half else nullcontext():
@@ -106,6 +108,16 @@ def predict_set(
     return Predictions(torch.cat(logits), torch.cat(labels).long(), id)
 
 # %% ../nbs/1_method/08_evaluate.ipynb #b6acde64
+def checked(saved: Predictions) -> Predictions:
+    "The same. Raises `ValueError` unless there is a label of its class and a finite row of logits for every image."
+    n, classes = saved.logits.shape
+    if saved.labels.shape != (n,) or saved.logits.dtype != torch.float32 or saved.labels.dtype != torch.int64:
+        raise ValueError("logits and labels do not belong together")
+    if not saved.logits.isfinite().all() or not ((saved.labels >= 0) & (saved.labels < classes)).all():
+        raise ValueError("logits that are no numbers, or labels of no class")
+    return saved
+
+# %% ../nbs/1_method/08_evaluate.ipynb #85723e67
 def save_predictions(file: Path, predictions: Predictions) -> None:
     "One safetensors file: logits, labels and, in its metadata, whether the set is ID."
     tensors = {"logits": predictions.logits.contiguous(), "labels": predictions.labels.contiguous()}
@@ -114,11 +126,21 @@ def save_predictions(file: Path, predictions: Predictions) -> None:
 def read_predictions(file: Path) -> Predictions:
     "One saved set. Raises `UserError` if it is damaged."
     try:
+        if not file.is_file(): raise ValueError("no regular file")  # a pipe would be waited for
         with safe_open(file, "pt") as tensors:
             id = tensors.metadata()["id"] == "True"
-            return Predictions(tensors.get_tensor("logits"), tensors.get_tensor("labels"), id)
+            return checked(Predictions(tensors.get_tensor("logits"), tensors.get_tensor("labels"), id))
     except Exception as error:
         raise UserError(f"cannot read {file} ({error}); delete it and run again") from None
+
+def read_whole(
+    file: Path,
+    n: int,  # images of the set
+) -> Predictions | None:  # None: it is not there, damaged, or of another number of images
+    "One saved set, if it need not be made again."
+    try: saved = read_predictions(file) if file.exists() else None
+    except UserError: return None
+    return saved if saved and len(saved.labels) == n else None
 
 def load_predictions(
     run: str | Path,  # a run's directory
@@ -141,10 +163,9 @@ def predict_sets(
     predictions = {}
     for name, (dataset, project, id) in sets.items():
         file = out and Path(out)/"predictions"/f"{name}.safetensors"
-        if file and file.exists(): predictions[name] = read_predictions(file)
-        else:
-            predictions[name] = predict_set(model, dataset, project, id, name=name, **settings)
-            if file and process()[0] == 0: save_predictions(file, predictions[name])
+        saved = read_whole(file, len(dataset)) if file else None
+        predictions[name] = saved or predict_set(model, dataset, project, id, name=name, **settings)
+        if file and not saved and process()[0] == 0: save_predictions(file, predictions[name])
     return predictions
 
 # %% ../nbs/1_method/08_evaluate.ipynb #911344eb
@@ -189,8 +210,9 @@ def add_stats(
 ) -> pd.DataFrame:
     "Add a row to stats.tsv."
     file = Path(run)/"stats.tsv"
-    old = pd.read_csv(file, sep="\t", index_col=0) if file.exists() else pd.DataFrame(columns=["epoch"])
-    rows = [r for r in old.to_dict("records") if r["epoch"] != row["epoch"]] + [row]
+    try: old = pd.read_csv(file, sep="\t", index_col=0).astype({"epoch": int}).to_dict("records")
+    except (FileNotFoundError, ValueError, KeyError): old = []  # the first one, or a file that was cut
+    rows = [r for r in old if r["epoch"] != row["epoch"]] + [row]
     stats = pd.DataFrame(sorted(rows, key=lambda r: r["epoch"]))
     write_atomic(file, stats.to_csv(sep="\t"))
     return stats
@@ -216,9 +238,26 @@ def read_json(
     file: Path,
 ) -> dict[str, Any]:  # empty if there is no such file
     "A JSON file of a run."
-    try: return json.loads(file.read_text(encoding="utf-8"))
+    try:
+        with open_regular(file) as opened: content = json.loads(opened.read())
     except FileNotFoundError: return {}
-    except ValueError as error: raise UserError(f"{file} is not valid JSON: {error}") from None
+    except (ValueError, RecursionError) as error: raise UserError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(content, dict): raise UserError(f"{file} is damaged: it holds no object")
+    return content
+
+def as_classes(
+    file: Path,
+    content: dict[str, Any],  # of classes.json
+) -> Benchmark:  # without images
+    "Class names and templates. Raises `UserError` for what are none."
+    try:
+        name, classnames, templates = (content[key] for key in ("benchmark", "classnames", "templates"))
+        for names in (classnames, templates):
+            if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+                raise UserError("names are lists of text")
+        return Benchmark(name, classnames, templates, train=[], val=[], eval={})
+    except KeyError as error: raise UserError(f"{file} is damaged: it has no {error.args[0]}") from None
+    except UserError as error: raise UserError(f"{file} is damaged: {error}") from None
 
 def load_classes(
     run: str | Path,  # a run's directory
@@ -226,7 +265,12 @@ def load_classes(
     "Class names and templates of a run. Raises `UserError` if nothing tells them."
     run = Path(run)
     classes = read_json(run/"classes.json")
-    if classes: return Benchmark(classes["benchmark"], classes["classnames"], classes["templates"], [], [], {})
+    if classes: return as_classes(run/"classes.json", classes)
     parameters = read_json(run/"config.json").get("parameters")
     if not parameters: raise UserError(f"{run} has neither classes.json nor config.json: not the directory of a run")
-    return load_benchmark(parameters["benchmark"], parameters["root"])
+    if not isinstance(parameters, dict) or not {"benchmark", "root"} <= parameters.keys():
+        raise UserError(f"{run/'config.json'} is damaged: it names no benchmark")
+    name = str(parameters["benchmark"])
+    if ":" in name and not Path(name).is_dir():  # a record is data: it imports nothing
+        raise UserError(f"{run} has no classes.json; run it again to make it")
+    return load_benchmark(name, parameters["root"])

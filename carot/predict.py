@@ -5,43 +5,92 @@
 # %% ../nbs/6_use/01_predict.ipynb #0258ceb5
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
+import json
 import os
-from collections.abc import Callable, Sequence
+import re
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load_file
+from torch import nn
 from torch.utils.data import DataLoader
 
 from .calibration import softmax, temperature_and_reason
 from .clip import load_clip
-from .core import UserError, write_atomic
+from .config import bounded
+from .core import UserError, digest, visible
 from .data import BadImage, Benchmark, read_image
-from .engine.devices import make_accelerator
+from .engine.devices import check_device, make_accelerator
 from .engine.log import Progress
-from .evaluate import Classifier, classifier, load_classes, read_json, read_predictions
-from .runs.records import recorded_method
-from .train import FineTuned, load_finetuned
+from .engine.owner import sole_writer
+from .engine.signals import outlive_signals
+from .evaluate import Classifier, classifier, load_classes, read_predictions
+from .methods.base import linear_head
+from .runs.fingerprints import differences, weights_of
+from .runs.records import read_config, recorded_method
+from .runs.seals import check_made
+from .train import FineTuned
 
 # %% auto #0
-__all__ = ['open_model', 'open_checkpoint', 'choose_temperature', 'files_below', 'list_files', 'Files', 'file_logits',
-           'table_of_classes', 'classify_files']
+__all__ = ['COLUMNS', 'GOES_ON', 'read_head', 'named_model', 'open_model', 'open_checkpoint', 'given_temperature',
+           'choose_temperature', 'files_below', 'list_files', 'Files', 'stacked', 'cell_of', 'file_of', 'classified',
+           'table_rows', 'as_lines', 'read_table', 'file_facts', 'mark_of', 'parts_of', 'writing', 'is_replaceable',
+           'table_path', 'whole_rows', 'GrowingTable', 'begun_table', 'remove_parts', 'begins_at', 'report_on',
+           'classify_files']
+
+# %% ../nbs/6_use/01_predict.ipynb #9f84c1af
+def read_head(
+    file: Path,  # head.safetensors
+    width: int,  # of the model's features
+) -> tuple[nn.Linear, bool]:  # the classifier, and whether it takes L2-normalised features
+    "A trained classifier. Raises `UserError` for one that is damaged or belongs to another model."
+    try:
+        state = load_file(file)
+        weight, bias, normalized = (state[name] for name in ("weight", "bias", "normalized"))
+        if weight.shape != (len(bias), width): raise ValueError(f"{tuple(weight.shape)} does not fit {width} features")
+        return linear_head(weight, bias), bool(normalized)
+    except Exception as error: raise UserError(f"{file} is damaged: {' '.join(str(error).split())[:160]}") from None
+
+def named_model(
+    run: Path,
+    config: dict[str, Any],  # of a run that trains nothing
+) -> list[str | None]:  # model and pretrained of `load_clip`
+    "The model that an untrained run names. Raises `UserError` if it is another one by now."
+    parameters = config["parameters"]
+    try: source = [parameters["model"], parameters["pretrained"]]
+    except KeyError as error: raise UserError(f"{run/'config.json'} is damaged: it has no {error.args[0]}") from None
+    other = differences(config, {"weights": weights_of(*source)}) if config.get("weights") else []
+    if other: raise UserError(f"{run} is a run of the model {source[0]}, but {other[0]} by now; make the run again")
+    return source
 
 # %% ../nbs/6_use/01_predict.ipynb #a6353ea8
 def open_model(
     run: Path,  # a run's directory
     part: str,  # "student" or "teacher"
 ) -> tuple[FineTuned, Callable, Callable]:  # model with its head, transform, tokenizer
-    "The weights that a run left behind, or the model that an untrained one names."
-    config = read_json(run/"config.json")
-    if (run/part).is_dir(): source = [str(run/part)]
-    elif config and recorded_method(run.parent.name, config).untouched:
-        source = [config["parameters"]["model"], config["parameters"]["pretrained"]]
-    else: raise UserError(f"{run} has no student: its training has not ended; finish the run first")
+    "The weights that a run left behind, or the model that an untrained one names. Raises `UserError`."
+    config = read_config(run)
+    check_made(run, config, f"{part}/", "classes.json", "predictions/val.")
+    source: list[str | None] = [str(run/part)]
+    if not (run/part).is_dir():
+        untrained = config.get("parameters") and recorded_method(run.parent.name, config).untouched
+        source = named_model(run, config) if untrained else []
+    if not source: raise UserError(f"{run} has no student: its training has not ended; finish the run first")
     clip, _, transform, tokenizer = load_clip(*source)
-    headed = part == "student" and (run/part/"head.safetensors").exists()
-    return load_finetuned(run) if headed else FineTuned(clip), transform, tokenizer
+    head = run/part/"head.safetensors"
+    if not head.exists(): return FineTuned(clip), transform, tokenizer
+    return FineTuned(clip, *read_head(head, clip.config["model_cfg"]["embed_dim"])), transform, tokenizer
 
 def open_checkpoint(
     checkpoint: str | Path,  # a run's directory, or student/ or teacher/ in it
@@ -49,11 +98,14 @@ def open_checkpoint(
 ) -> tuple[Classifier, Callable, Benchmark, Path | None]:  # classifier, transform, class names, validation predictions
     "The classifier that a run left behind. Raises `UserError`."
     folder = Path(checkpoint)
-    if not folder.is_dir(): raise UserError(f"there is no folder {str(checkpoint)!r} (checkpoint)")
+    if not os.path.isdir(folder): raise UserError(f"there is no folder {str(checkpoint)!r} (parameter checkpoint)")
     inside = folder.name in ("student", "teacher") and (folder/"open_clip_config.json").exists()
     run, part = (folder.parent, folder.name) if inside else (folder, "student")
     benchmark = load_classes(run)
     trained, transform, tokenizer = open_model(run, part)
+    if trained.head is not None and trained.head.out_features != len(benchmark.classnames):
+        raise UserError(f"{run} is damaged: its head is for {trained.head.out_features} classes, but "
+                        f"{len(benchmark.classnames)} have names")
     device = make_accelerator(device, "fp32").device
     trained.student.to(device)
     if trained.head is not None: trained.head.to(device)
@@ -62,47 +114,60 @@ def open_checkpoint(
     return classifier(trained, tokenizer, benchmark), transform, benchmark, val if known else None
 
 # %% ../nbs/6_use/01_predict.ipynb #2f680243
+def given_temperature(
+    temperature: str | float,  # "auto" or a positive number
+) -> float | None:  # None: auto
+    "Raises `UserError` for what is no temperature."
+    if temperature == "auto": return None
+    try: value = float(temperature)
+    except (TypeError, ValueError): value = 0.0
+    if 1e-6 <= value <= 1e6: return value
+    raise UserError(f"temperature must be auto or a positive number (1e-06 to 1e+06), not {str(temperature)[:60]!r}")
+
 def choose_temperature(
     temperature: str | float,  # "auto" or a positive number
     val: Path | None,  # saved validation predictions
+    classes: int | None = None,  # of the model
 ) -> tuple[float, str]:  # the temperature, and in words where it comes from, or why there is none
     "The number that logits are divided by. Raises `UserError` for one that is none."
-    if temperature == "auto":
-        if val is None: return 1.0, "none applied: there are no validation predictions of this model"
-        predictions = read_predictions(val)
-        T, reason = temperature_and_reason(predictions.logits, predictions.labels)
-        about = f"fitted on the {len(predictions.labels):,} validation images of the run"
-        return T, f"none applied: on validation, {reason}" if reason else about
-    try: value = float(temperature)
-    except ValueError: value = 0.0
-    if not 0 < value < float("inf"):
-        raise UserError(f"temperature must be auto or a positive number, not {temperature!r}")
-    return value, "as given"
+    value = given_temperature(temperature)
+    if value is not None: return value, "as given"
+    if val is None: return 1.0, "none applied: there are no validation predictions of this model"
+    predictions = read_predictions(val)
+    if classes and predictions.logits.shape[1] != classes:
+        raise UserError(f"{val} is damaged: it is of {predictions.logits.shape[1]} classes, the model of {classes}")
+    T, reason = temperature_and_reason(predictions.logits, predictions.labels)
+    about = f"fitted on the {len(predictions.labels):,} validation images of the run"
+    return T, f"none applied: on validation, {reason}" if reason else about
 
 # %% ../nbs/6_use/01_predict.ipynb #83d901c6
 def files_below(
     folder: Path,
 ) -> list[str]:  # sorted
-    "All files in a folder and below it, hidden ones aside."
+    "All files in a folder and below it, hidden ones aside. Raises `UserError` for a folder that cannot be listed."
+    def stop(error): raise UserError(f"cannot list {error.filename}: {error.strerror} (parameter images)")
     files = []
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=stop):
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [os.path.join(place, name) for name in names if not name.startswith(".")]
     return sorted(files)
 
 def list_files(
     images: str | Path,  # folder, list (.txt) or one image
+    out: Path | None = None,  # the table: no image, even if it is in the folder
 ) -> list[str]:
     "The files that are meant, in a folder sorted by path. Raises `UserError` if there are none."
     images = Path(images)
-    if images.is_dir(): files = files_below(images)
-    elif not images.is_file(): raise UserError(f"there is no folder or file {str(images)!r} (images)")
+    if os.path.isdir(images):
+        files = [file for file in files_below(images)
+                 if not (out and os.path.basename(file) == out.name and os.path.realpath(file) == str(out))]
+    elif not os.path.isfile(images): raise UserError(f"there is no folder or file {str(images)!r} (parameter images)")
     elif images.suffix.lower() == ".txt":
-        try: lines = images.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-        except OSError as error: raise UserError(f"cannot read {images}: {error.strerror}") from None
-        files = [line.strip() for line in lines if line.strip()]
+        try: text = images.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        except OSError as error: raise UserError(f"cannot read {images}: {error.strerror} (parameter images)") from None
+        files = [os.fsdecode(line.strip()) for line in text.split(b"\n") if line.strip()]
     else: files = [str(images)]
-    if not files: raise UserError(f"there is no file in {images}")
+    if not files: raise UserError(f"there is no file in {images} (parameter images)")
     return files
 
 # %% ../nbs/6_use/01_predict.ipynb #44577086
@@ -120,61 +185,262 @@ class Files:
         try: return index, self.transform(read_image(self.files[index])), ""
         except BadImage as error: return index, None, str(error)
 
+def stacked(
+    batch: list[tuple[int, torch.Tensor | None, str]],  # of `Files`
+) -> tuple[list[tuple[int, str]], torch.Tensor | None]:  # indices with errors; the images that could be read
+    "A batch in few pieces: between processes every tensor costs an open file."
+    images = [image for _, image, _ in batch if image is not None]
+    return [(index, error) for index, _, error in batch], torch.stack(images) if images else None
+
+# %% ../nbs/6_use/01_predict.ipynb #733255c8
+COLUMNS = ["file", "class", "confidence", "second", "second_confidence", "error", "temperature", "calibration"]
+
+def cell_of(
+    file: str,
+) -> str:  # printable
+    "The name of a file as it stands in the table."
+    return visible(file.replace("\\", r"\\"))
+
+def file_of(
+    cell: str,
+) -> str:
+    "The file that a cell of the table names."
+    short = {"\\": "\\", "n": "\n", "r": "\r", "t": "\t"}
+    pattern = r"\\(?:([\\nrt])|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))"
+    return re.sub(pattern, lambda m: short[m[1]] if m[1] else chr(int(m[2] or m[3] or m[4], 16)), cell)
+
 # %% ../nbs/6_use/01_predict.ipynb #881db5e6
 @torch.inference_mode()
-def file_logits(
+def classified(
     model: Classifier,
     files: Files,
+    temperature: float = 1.0,
+    begin: int = 0,  # files that are done
     batch_size: int = 256,
     workers: int = 0,
-) -> tuple[np.ndarray, list[int], dict[int, str]]:  # logits (n, C), the files they belong to, reasons for the others
-    "Logits of those files that can be read."
-    loader = DataLoader(files, batch_size, num_workers=workers, collate_fn=list)
-    logits, read, errors = [], [], {}
-    for batch in Progress(loader, desc="predict", unit="batch", leave=False):
-        errors |= {index: error for index, _, error in batch if error}
-        good = [(index, image) for index, image, error in batch if not error]
-        if not good: continue
-        read += [index for index, _ in good]
-        images = torch.stack([image for _, image in good]).to(model.weight.device)
-        logits.append(model(images).float().cpu().numpy())
-    return np.concatenate(logits) if logits else np.zeros((0, len(model.weight))), read, errors
+) -> Iterator[tuple[list[tuple[int, str]], np.ndarray]]:  # indices with errors; probabilities (n, C) of the others
+    "Batch by batch, what the model says of the files that can be read. Raises `UserError`."
+    loader = DataLoader(files, batch_size, sampler=range(begin, len(files)), num_workers=workers, collate_fn=stacked,
+                        worker_init_fn=outlive_signals)
+    with Progress(total=len(files), initial=begin, desc="predict", unit="image", leave=False) as bar:
+        for read, images in loader:
+            probs = np.zeros((0, len(model.weight)))
+            if images is not None:
+                logits = model(images.to(model.weight.device)).float().cpu() / temperature
+                if not logits.isfinite().all():
+                    raise UserError("the model's outputs are no numbers: training diverged, or the weights are damaged")
+                probs = softmax(logits)
+            yield read, probs
+            bar.update(len(read))
 
-def table_of_classes(
-    files: list[str],
-    read: list[int],  # those that could be read
-    probs: np.ndarray,  # (n, C), theirs
-    errors: dict[int, str],  # of the others
-    classnames: list[str],
-) -> pd.DataFrame:  # columns file, class, confidence, second, second_confidence, error
-    "A row per file."
-    order = np.argsort(-probs, axis=1, kind="stable")[:, :2]
-    best = {index: [value for c in top for value in (classnames[c], p[c])] for index, top, p in zip(read, order, probs)}
-    rows = [[file, *best.get(index, [None] * 4), errors.get(index)] for index, file in enumerate(files)]
-    return pd.DataFrame(rows, columns=["file", "class", "confidence", "second", "second_confidence", "error"])
+# %% ../nbs/6_use/01_predict.ipynb #942df941
+def table_rows(
+    files: Sequence[str],
+    read: list[tuple[int, str]],  # indices with errors
+    probs: np.ndarray,  # (n, C), of those without
+    classnames: Sequence[str],
+    about: Sequence[str],  # temperature and calibration
+) -> list[list[str]]:
+    "A row per file, every cell as it is written."
+    best = zip(np.argsort(-probs, axis=1, kind="stable")[:, :2], probs)
+    def cells(error):
+        if error: return [""] * 4
+        top, p = next(best)
+        return ([cell for c in top for cell in (classnames[c], f"{p[c]:.6f}")] + [""] * 2)[:4]
+    return [[cell_of(files[index]), *cells(error), error, *about] for index, error in read]
+
+def as_lines(rows: Sequence[Sequence[str]]) -> bytes:
+    "Rows as tab-separated values, a line each."
+    text = io.StringIO()
+    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+def read_table(
+    table: Path | BinaryIO,
+) -> pd.DataFrame:  # columns `COLUMNS`
+    "The table that was written; only an empty cell is a missing value, for there are classes called NA or 007."
+    text = dict.fromkeys(("file", "class", "second", "error", "calibration"), str)
+    return pd.read_csv(table, sep="\t", dtype=text, keep_default_na=False,
+                       na_values={name: [""] for name in COLUMNS if name != "file"})
+
+# %% ../nbs/6_use/01_predict.ipynb #69edfd43
+def file_facts(file: str) -> str:
+    "What tells whether a file has changed, without reading it."
+    try: found = os.stat(file)
+    except (OSError, ValueError): return file
+    return f"{file}\0{found.st_size} {found.st_mtime_ns}"
+
+def mark_of(
+    model: Classifier,
+    files: Sequence[str],
+    *facts: Any,  # all else that rows depend on
+) -> str:
+    "What stands for a model and the files it is asked about."
+    content = hashlib.blake2b(digest_size=6)
+    for tensor in (*model.clip.visual.state_dict().values(), model.weight, model.bias):
+        if tensor is not None: content.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    content.update(json.dumps([model.normalized, *map(str, facts)]).encode())
+    for file in files: content.update(os.fsencode(file_facts(file) + "\n"))
+    return content.hexdigest()
+
+def parts_of(
+    out: Path,
+) -> str:  # pattern
+    "How tables are called that were begun for this file."
+    return f".carot-{digest(out.name)}-*.part"
+
+# %% ../nbs/6_use/01_predict.ipynb #40788aa3
+GOES_ON = "; mend that and give the same command again, it goes on where it stopped"
+
+@contextmanager
+def writing(
+    out: str | Path,
+    hint: str = GOES_ON,
+) -> Iterator[None]:
+    "What the system refuses becomes a `UserError`."
+    try: yield
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}{hint} (parameter out)") from None
+
+def is_replaceable(out: Path) -> bool:
+    "Whether a file that is there is such a table, or empty."
+    with open(out, "rb") as file: return "\t".join(COLUMNS[:2]).encode().startswith(file.read(10))
+
+def table_path(
+    out: str | Path,
+) -> Path:  # links are followed
+    "Where the table goes. Raises `UserError` if nothing can be written there, or something else would be lost."
+    with writing(out, "; choose another place"):
+        target = Path(os.path.realpath(out))
+        try: kind = os.stat(out).st_mode
+        except FileNotFoundError: kind = None
+        if kind and not stat.S_ISREG(kind): raise UserError(f"{out} is a folder or no regular file (parameter out)")
+        if kind and not is_replaceable(target):
+            raise UserError(f"{out} is there and is no table of predictions; choose another name (parameter out)")
+        folder = next(place for place in target.parents if place.exists())
+        with tempfile.TemporaryFile(dir=folder): return target
+
+# %% ../nbs/6_use/01_predict.ipynb #c233355f
+def whole_rows(
+    part: Path,
+    files: Sequence[str],
+) -> Iterator[tuple[int, list[str]]]:  # where a row ends in the file, and its cells
+    "The header and rows of a table that was begun, up to the first that is cut or is not of these files."
+    end = 0
+    with open(part, "rb") as lines:
+        for line, name in zip(lines, chain(COLUMNS[:1], map(cell_of, files))):
+            end += len(line)
+            try: row = next(csv.reader([line.decode()], delimiter="\t", strict=True))
+            except (ValueError, csv.Error): return
+            if not line.endswith(b"\n") or len(row) != len(COLUMNS) or row[0] != name: return
+            yield end, row
+
+class GrowingTable:
+    "A table that is being made; its rows are on disk as soon as they are known, or in memory if there is no file."
+    def __init__(
+        self,
+        part: Path | None,  # taken up if it was begun
+        files: Sequence[str],
+    ):
+        self.stream: Any = open(part, "ab", buffering=0) if part else io.BytesIO()
+        self.done, self.read = 0, 0  # files, and images among them
+        self.errors: list[str] = []  # the first reasons of the others
+        rows = whole_rows(part, files) if part else iter(())
+        end, header = next(rows, (0, None))
+        for here, row in rows:
+            self.count(row)
+            end = here
+        self.stream.truncate(end)
+        if not header: self.write([COLUMNS])
+
+    def count(self, row: Sequence[str]) -> None:
+        "Take note of a row."
+        self.done += 1
+        if not row[5]: self.read += 1
+        elif len(self.errors) < 10: self.errors.append(row[5])
+
+    def write(self, rows: Sequence[Sequence[str]]) -> None:
+        "Lines at the end. Raises `OSError`."
+        left = memoryview(as_lines(rows))
+        while left: left = left[self.stream.write(left):]
+
+    def add(self, rows: Sequence[Sequence[str]]) -> None:
+        "More rows. Raises `OSError`."
+        self.write(rows)
+        for row in rows: self.count(row)
+
+# %% ../nbs/6_use/01_predict.ipynb #bee6e7d2
+@contextmanager
+def begun_table(
+    out: Path | None,  # from `table_path`; None: in memory
+    mark: str,  # from `mark_of`
+    files: Sequence[str],
+) -> Iterator[GrowingTable]:
+    "A table that is begun, or gone on with, and becomes `out` when all is done. Raises `UserError`."
+    if out is None: yield GrowingTable(None, files); return
+    part = out.with_name(parts_of(out).replace("*", mark))
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    with sole_writer(part):
+        with writing(out): growing = GrowingTable(part, files)
+        with growing.stream:
+            yield growing
+            with writing(out): os.fsync(growing.stream)
+        if not growing.read: part.unlink(); return
+        with writing(out): os.replace(part, out)
+    remove_parts(out)
+
+def remove_parts(out: Path) -> None:
+    "Drops tables that were begun for this file and that nobody is at work on."
+    for part in out.parent.glob(parts_of(out)):
+        try:
+            with sole_writer(part): part.unlink()
+        except (UserError, OSError): pass
+
+def begins_at(growing: GrowingTable, out: Path | None) -> int:
+    "The files that are done; says so, or that what was begun cannot be used."
+    if growing.done: print(f"going on after {growing.done:,} files")
+    elif out and len(list(out.parent.glob(parts_of(out)))) > 1:
+        print("beginning anew: what was begun is of other images or another model, temperature or file date")
+    return growing.done
 
 # %% ../nbs/6_use/01_predict.ipynb #6f62a7ea
+def report_on(
+    table: GrowingTable,
+    images: str | Path,  # what was asked about
+    about: str,  # temperature and where the table is
+) -> None:
+    "Prints what was read and what was not. Raises `UserError` if nothing was."
+    if not table.read:
+        raise UserError(f"none of the {table.done} files in {images} is an image that can be read; "
+                        f"the first: {table.errors[0]}")
+    print(f"{table.read} images, {about}")
+    for error in table.errors: print(f"  skipped: {error}")
+    skipped = table.done - table.read
+    if skipped > 10: print(f"  … {skipped} files skipped in all; the table has the reasons")
+
+@bounded()
 def classify_files(
     checkpoint: str | Path,  # a run's directory, or student/ or teacher/ in it
-    images: str | Path,  # a folder, a text file with a path per line, or one image
-    out: str | Path | None = "predictions.tsv",  # table that is written; None: no file
+    images: str | Path,  # a folder, a list of paths (.txt), or one image; EXIF's rotation is ignored, as in training
+    out: str | Path | None = "predictions.tsv",  # table that is written as it grows; None: no file
     temperature: str | float = "auto",  # divides the logits: a number, or auto: fitted on the run's validation images
     batch_size: int = 256,  # images at once
     workers: int = 0,  # loader processes
     device: str = "auto",  # auto, cpu, cuda, cuda:1, mps
 ) -> pd.DataFrame:  # columns file, class, confidence, second, second_confidence, error, temperature, calibration
-    "Classify image files by a run's model: class and calibrated confidence of each, as a table."
-    files = list_files(images)
+    "Class and calibrated confidence of each image file, as a table. The same call goes on where one was interrupted."
+    given_temperature(temperature)
+    check_device(device)
+    target = None if out is None else table_path(out)
+    files = list_files(images, target)
     model, transform, benchmark, val = open_checkpoint(checkpoint, device)
-    T, source = choose_temperature(temperature, val)
-    logits, read, errors = file_logits(model, Files(files, transform), batch_size, workers)
-    if not read:
-        raise UserError(f"none of the {len(files)} files in {images} is an image that can be read; "
-                        f"the first: {errors[0]}")
-    table = table_of_classes(files, read, softmax(logits / T), errors, benchmark.classnames)
-    table = table.assign(temperature=T, calibration=source)
-    if out: write_atomic(out, table.to_csv(sep="\t", index=False, float_format="%.6f").encode(errors="surrogateescape"))
-    print(f"{len(read)} images, temperature {T:.3f} ({source})" + (f", written to {out}" if out else ""))
-    for index in list(errors)[:10]: print(f"  skipped: {errors[index]}")
-    if len(errors) > 10: print(f"  … {len(errors)} files skipped in all; the table has the reasons")
-    return table
+    T, source = choose_temperature(temperature, val, len(benchmark.classnames))
+    about, mark = (f"{T:.6f}", source), mark_of(model, files, transform, benchmark.classnames, T, source)
+    with begun_table(target, mark, files) as table:
+        for read, probs in classified(model, Files(files, transform), T, begins_at(table, target), batch_size, workers):
+            with writing(out or ""): table.add(table_rows(files, read, probs, benchmark.classnames, about))
+        made = io.BytesIO(table.stream.getvalue()) if target is None else target
+    report_on(table, images, f"temperature {T:.3f} ({source})" + (f", written to {out}" if out else ""))
+    return read_table(made).assign(temperature=T)

@@ -10,12 +10,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from open_clip import SimpleTokenizer
 from safetensors.torch import load_file, save
 from torch import nn
 from torch.utils.data import DataLoader
@@ -30,14 +32,14 @@ from .engine.large_batches import (Cut, ProcessBatches, backward_in_parts, check
                                         find_micro_batch, longest_caption, parse_micro_batch_size, reads_text, shares)
 from .engine.log import Progress, StepLog
 from .engine.signals import StopSignals, in_any_process, outlive_signals, stoppable
-from .methods.base import (Method, Objective, Stage, Start, benchmark_defaults, find_method, linear_head,
-                                settings_of)
+from .methods.base import (Method, Objective, Stage, Start, benchmark_defaults, check_batch_size, find_method,
+                                linear_head, settings_of)
 
 # %% auto #0
-__all__ = ['learning_rate', 'count_steps', 'whole_gradients', 'train_step', 'check_finite', 'recall_skipped', 'note_skipped',
-           'gather_indices', 'make_cut', 'what_matters', 'Loop', 'go_on', 'make_loader', 'prepare_step', 'make_step',
-           'record_step', 'save_if_due', 'train_stage', 'FineTuned', 'load_finetuned', 'CachedFeatures',
-           'compute_inputs', 'result_of', 'train_stages', 'untrained', 'fine_tune']
+__all__ = ['learning_rate', 'count_steps', 'plan_steps', 'whole_gradients', 'train_step', 'check_finite', 'recall_skipped',
+           'note_skipped', 'gather_indices', 'make_cut', 'what_matters', 'remember_tokens', 'Loop', 'go_on',
+           'make_loader', 'prepare_step', 'make_step', 'record_step', 'save_if_due', 'train_stage', 'FineTuned',
+           'load_finetuned', 'CachedFeatures', 'compute_inputs', 'result_of', 'train_stages', 'untrained', 'fine_tune']
 
 # %% ../nbs/1_method/06_train.ipynb #c85ac2fa
 def learning_rate(
@@ -65,6 +67,21 @@ def count_steps(
     if warmup_steps <= total: return total
     raise UserError(f"warmup_steps={warmup_steps} is longer than the run, which has {total} steps; "
                     "lower it or train longer")
+
+# %% ../nbs/1_method/06_train.ipynb #9cafa551
+def plan_steps(
+    method: Method,  # that trains
+    settings: Any,  # an instance of its settings
+    n: int,  # training images
+) -> int:
+    "Optimizer steps of a stage. Raises `UserError` for lengths and batches that cannot be with so many images."
+    total, size = count_steps(n, settings.batch_size, settings.epochs, settings.warmup_steps), settings.batch_size
+    if settings.full_batches and size > n:
+        raise UserError(f"full_batches: batches of {size} cannot be made of {n} training images; lower batch_size")
+    last = size if settings.full_batches else n % size or size
+    if method.contrastive: check_batch_size(method, last, min(last, settings.accumulation_steps),
+                                            f"the last batch of an epoch ({n} images in batches of {size})")
+    return total
 
 # %% ../nbs/1_method/06_train.ipynb #ea8e3f49
 def whole_gradients(
@@ -193,6 +210,16 @@ def what_matters(
              if about.matters and about.group in ("training", "method")]
     return {name: getattr(settings, name) for name in known} | {"lr": lr}
 
+# %% ../nbs/1_method/06_train.ipynb #39346c03
+def remember_tokens(
+    tokenizer: Callable,
+    most: int = 2**14,  # captions: ten megabytes
+) -> Callable:
+    "The tokenizer; CLIP's own then reads a caption that it has read lately no second time."
+    if not isinstance(tokenizer, SimpleTokenizer): return tokenizer
+    one = lru_cache(most)(lambda caption: tokenizer([caption])[0])
+    return lambda captions: torch.stack([one(caption) for caption in captions])
+
 # %% ../nbs/1_method/06_train.ipynb #695d2a25
 class Loop:
     "Training of one stage: where it is, and what a step takes."
@@ -205,7 +232,7 @@ class Loop:
         accelerator: Accelerator,
         out: Path | None,  # the run's directory; None: nothing is written
     ):
-        self.stage, self.captioned, self.tokenizer = stage, captioned, tokenizer
+        self.stage, self.captioned, self.tokenizer = stage, captioned, remember_tokens(tokenizer)
         self.settings, self.accelerator, self.out = settings, accelerator, out
         self.objective, self.lr = stage.objective, settings.lr if stage.lr is None else stage.lr
         self.per_epoch = -(-len(captioned) // settings.batch_size)
@@ -214,6 +241,7 @@ class Loop:
             self.objective.trained(), lr=self.lr, weight_decay=settings.weight_decay,
             fused=accelerator.device.type != "mps"))
         self.cut = make_cut(self.objective, captioned, tokenizer, accelerator, settings)
+        stage.micro_batch_size = self.cut.micro_batch_size
         self.rhythm = Rhythm(settings.checkpoint_every, settings.checkpoint_minutes)
         self.log = StepLog(None, stage.name, self.objective.terms)
         self.step = 0  # optimizer steps done
@@ -288,12 +316,14 @@ def record_step(
     loop: Loop,
     epoch: int,  # counted from 0
     values: dict[str, float],  # from `make_step`
-    speed: float,  # pairs per second
+    size: int,  # images of the batch, over all processes
+    seconds: float,  # it took, loading included
 ) -> None:
     "The step in the log and in a tracker, if there is one."
     named = {f"{loop.stage.name}/{name}": value for name, value in values.items()}
     loop.accelerator.log(named, step=loop.step)
-    loop.log.add(step=loop.step, epoch=epoch + 1, **values, pairs_per_second=round(speed, 1))
+    loop.log.add(step=loop.step, epoch=epoch + 1, seconds=round(seconds, 6), **values,
+                 pairs_per_second=round(size / seconds, 1))
 
 # %% ../nbs/1_method/06_train.ipynb #d81a99a8
 def save_if_due(
@@ -332,7 +362,7 @@ def train_stage(
         began = time.perf_counter()
         for batch in stop.watch(make_loader(loop, epoch)):
             size, values = loop.size, make_step(loop, epoch, batch)
-            record_step(loop, epoch, values, size / (time.perf_counter() - began))
+            record_step(loop, epoch, values, size, time.perf_counter() - began)
             bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
             bar.update()
             stopping = in_any_process(accelerator, bool(stop.asked))
@@ -359,6 +389,7 @@ class FineTuned:
     teacher_head: nn.Linear | None = None  # its classifier, if it has one of its own
     log: list[dict] | None = None  # one row a step
     skipped: list[str] | None = None  # training images that could not be read
+    micro_batch_size: int | None = None  # images at once in a process, also where auto chose it; None: all
 
     def save(
         self,
@@ -400,6 +431,8 @@ class CachedFeatures(CaptionedImages):
         index = key[1]
         return self.features[index], "", int(self.labels[index]), -1 - index if index in self.skipped else index
 
+    def __getitems__(self, keys): return [self[key] for key in keys]
+
 # %% ../nbs/1_method/06_train.ipynb #fa9aa954
 @stoppable
 def compute_inputs(
@@ -429,13 +462,14 @@ def compute_inputs(
 
 # %% ../nbs/1_method/06_train.ipynb #7b79ff32
 def result_of(
-    objective: Objective,  # after training, or in the middle of it
+    stage: Stage,  # after training, or in the middle of it
     log: list[dict],
     skipped: dict[int, str],  # images that could not be read
 ) -> FineTuned:
-    "What an objective has made so far."
+    "What a stage has made so far."
+    objective, names = stage.objective, [skipped[index] for index in sorted(skipped)]
     return FineTuned(objective.clip, objective.classifier(), objective.normalized, objective.teacher,
-                     objective.teacher_head, log, [skipped[index] for index in sorted(skipped)])
+                     objective.teacher_head, log, names, stage.micro_batch_size)
 
 # %% ../nbs/1_method/06_train.ipynb #d1ce1805
 def train_stages(
@@ -450,7 +484,7 @@ def train_stages(
     for stage in method.stages(start):
         if stage.on_features: images = compute_inputs(stage.objective, start, accelerator, out)
         else: images = captioned
-        def made(log, stage=stage, images=images): return result_of(stage.objective, log, images.skipped)
+        def made(log, stage=stage, images=images): return result_of(stage, log, images.skipped)
         told = (lambda epoch, log: on_epoch(epoch, made(log))) if on_epoch and stage.name == Stage.name else None
         yield made(train_stage(stage, images, start.tokenizer, start.settings, accelerator, out, told))
 
@@ -490,7 +524,7 @@ def fine_tune(
     accelerator = make_accelerator(chosen.device, chosen.precision, tracker, folder)
     clip.to(accelerator.device)
     if not method.trains: return untrained(method, Start(clip.eval(), tokenizer, benchmark, chosen, 0), bases, folder)
-    total = count_steps(len(benchmark.train), chosen.batch_size, chosen.epochs, chosen.warmup_steps)
+    total = plan_steps(method, chosen, len(benchmark.train))
     if tracker: accelerator.init_trackers("carot", {"method": method.reference, **what_matters(chosen, chosen.lr)})
     *_, trained = train_stages(method, Start(clip, tokenizer, benchmark, chosen, total), accelerator, folder, on_epoch)
     if folder and accelerator.is_main_process: trained.save(folder)

@@ -428,10 +428,13 @@ FLAGS = {flag.name: flag for group in (METHOD_FLAGS, DATA_FLAGS, MODEL_FLAGS, TR
 def tidy(
     words: Sequence[str],  # of a command, or all of it as one
 ) -> list[str]:  # without what a backslash in the wrong place leaves
-    "The words of a public command. Raises `UserError` for quotes that do not end."
+    "The words of a public command. Raises `UserError` for quotes that do not end, and for what cannot be printed."
     try: words = shlex.split(words[0], comments=True) if len(words) == 1 else list(words)
     except ValueError as error: raise UserError(f"cannot read the command: {error}") from None
-    return [word.strip() for word in words if not word or word.strip(" \t\n\\")]
+    words = [word.strip() for word in words if not word or word.strip(" \t\n\\")]
+    for word in words:
+        if not word.isprintable(): raise UserError(f"cannot read {word!r}: it has characters that are not printable")
+    return words
 
 def split_command(
     words: Sequence[str],
@@ -607,7 +610,13 @@ class Translation:
     @property
     def command(self) -> str:
         "For the shell."
-        return in_lines([*self.public.environment, "carot run", *(option(*item) for item in self.settings.items())])
+        given = [f"{name}={shlex.quote(value)}" for name, value in self.variables.items()]
+        return in_lines([*given, "carot run", *(option(*item) for item in self.settings.items())])
+
+    @property
+    def variables(self) -> dict[str, str]:
+        "Of the environment."
+        return dict(pair.split("=", 1) for pair in self.public.environment)
 
     @property
     def unsupported(self) -> list[str]: return [row.there for row in self.rows if row.kind == "not supported"]
@@ -651,7 +660,7 @@ def translate_command(
     if found.unsupported:
         raise UserError(f"not run, for this is not supported: {', '.join(found.unsupported)}; give the command above "
                         "yourself")
-    for pair in found.public.environment: os.environ.__setitem__(*pair.split("=", 1))
+    os.environ.update(found.variables)
     print()
     given: dict[str, Any] = {name: os.path.expanduser(value) if isinstance(value, str) else value
                              for name, value in found.settings.items()}

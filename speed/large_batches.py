@@ -58,11 +58,13 @@ def steps(asked):
     return made, accelerator
 
 
-def measure(made, device, rounds):
+def measure(made, device, rounds, seconds_left=float("inf")):
     "Bytes, and seconds of each round, by name; what ran out of memory has none."
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     seconds, memory = {name: [] for name in made}, {}
+    ends = time.monotonic() + seconds_left
     for turn in range(rounds + 1):
+        if turn > 1 and time.monotonic() > ends: break
         for name in list(seconds):
             try:
                 if turn == 0:
@@ -86,11 +88,12 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no new round begins")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("large_batches.tsv"))
     asked = parser.parse_args()
     if asked.device == "cpu": torch.set_num_threads(1)
     made, accelerator = steps(asked)
-    memory, seconds = measure(made, accelerator.device, asked.rounds)
+    memory, seconds = measure(made, accelerator.device, asked.rounds, asked.seconds)
     per_pair = {name: 1e3 * statistics.median(s) / asked.batch_size for name, s in seconds.items()}
     where = f"{hardware()}; torch {torch.__version__}, torchvision {torchvision.__version__}"
     precision, rows = accelerator.mixed_precision.replace("no", "fp32"), []

@@ -1,9 +1,15 @@
-"""How much memory a step takes, measured: on a GPU by PyTorch, on a CPU by following every tensor that it makes."""
+"""How much memory a step takes, measured: on a GPU by PyTorch, on a CPU by following every tensor that it makes.
+
+Fake tensors (`FakeTensorMode`) are followed like real ones: they have sizes and lives, but no memory (speed/plan.py).
+"""
 import weakref
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+
+def storages(tree): return [x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
 
 
 class LiveBytes(TorchDispatchMode):
@@ -16,10 +22,10 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        for storage in [x.untyped_storage() for x in tree_leaves(result) if isinstance(x, torch.Tensor)]:
-            if storage.data_ptr() in given or storage.data_ptr() in self.known: continue
-            self.known[storage.data_ptr()] = storage
+        given = {storage._cdata for storage in storages((args, kwargs))}
+        for storage in storages(result):
+            if storage._cdata in given or storage._cdata in self.known: continue
+            self.known[storage._cdata] = storage
             self.now += storage.nbytes()
             weakref.finalize(storage, self.free, storage.nbytes())
         self.peak = max(self.peak, self.now)

@@ -2,13 +2,15 @@
 
     python speed/train_step.py [--model glyphs] [--batch-size 64] [--device cpu] [--rounds 15]
     python speed/train_step.py --model ViT-B-16 --batch-size 512 --device cuda --compile    # a GPU; random weights
-    python speed/train_step.py --check-loss        # 200 steps of both from the same weights on the same batches
+    python speed/train_step.py --check-loss        # 200 steps of both from the same weights on the same batches, and
+                                                   # of ours in four micro-batches, in bf16, and (--compile) compiled
 
 The reference: fp16 autocast with a gradient scaler on a GPU (float32 on a CPU), captions at the full context length,
-an eager teacher, the logarithm of a softmax, AdamW parameter by parameter, the teacher's average parameter by
-parameter. Every lever is measured alone, on top of the reference. "ours" is `carot.train.train_step`. All variants
-take turns on the same batches in one process, medians count; on a CPU one thread and CPU seconds. The teacher moves
-every 10 steps in all of them. `wait` is the time that a step waits for the loader.
+an eager teacher, the logarithm of a softmax, AdamW as torch chooses it (parameter by parameter on a CPU), the teacher's
+average parameter by parameter, activations in place where timm builds them so. Every lever is measured alone, on top
+of the reference. "ours" is `carot.train.train_step`. All variants take turns on the same batches in one process,
+medians count; on a CPU one thread and CPU seconds. The teacher moves every 10 steps in all of them. `wait` is the time
+that a step waits for the loader.
 Utilisation: multiplications and additions that the model needs (forward, twice that for backward, the teacher's
 forward; text at the length that was read) against the bf16 rate of a large matrix product on the same device.
 """
@@ -31,6 +33,7 @@ from torch.utils.data import DataLoader
 from carot.clip import image_features, load_clip, text_features, text_projection, trimmed_length, visual_projection
 from carot.data import CaptionedImages, EpochBatches, load_benchmark
 from carot.engine.devices import hardware, make_accelerator
+from carot.engine.large_batches import Cut
 from carot.losses import carot_loss, contrastive_logits, update_teacher
 from carot.methods.carot import CaRot, CaRotSettings
 from carot.train import train_step
@@ -39,7 +42,8 @@ LEVERS = {  # on top of the reference, one at a time
     "bf16": {"precision": "bf16"}, "trimmed text": {"trim": True}, "fused AdamW": {"adamw": {"fused": True}},
     "foreach AdamW": {"adamw": {"foreach": True}}, "teacher in inference mode": {"inference": True},
     "foreach teacher update": {"foreach_teacher": True}, "log_softmax": {"log_softmax": True},
-    "teacher text cache": {"cache": True}, "channels_last": {"channels_last": True}}
+    "teacher text cache": {"cache": True}, "channels_last": {"channels_last": True},
+    "not in place": {"inplace": False}}
 SETTINGS = {"lr": 1e-5, "weight_decay": 0.1}
 GFLOP = {"ViT-B-16": (35.1, 6.0)}  # forward: image, text at 77 tokens
 TEACHER_EVERY = 10
@@ -47,16 +51,23 @@ COLUMNS = ["model", "batch_size", "step", "pairs_per_s", "speed_up", "peak_MB", 
            "precision", "device", "hardware"]
 
 
+def in_place(model, value):
+    "Whether activations overwrite what they are given: as timm builds its towers, and as carot does not."
+    for module in model.modules():
+        if hasattr(module, "inplace") and not isinstance(module, torch.nn.Dropout): module.inplace = value
+
+
 class Variant:
     "A training step: the reference with some levers."
     def __init__(self, clip, device, precision, trim=False, adamw=None, inference=False, foreach_teacher=False,
-                 log_softmax=False, cache=False, channels_last=False, compiled=False):
-        self.clip = copy.deepcopy(clip).to(device).train()
-        self.teacher = copy.deepcopy(clip).to(device).requires_grad_(False).eval()
+                 log_softmax=False, cache=False, channels_last=False, compiled=False, inplace=True):
+        self.clip = copy.deepcopy(clip).train()
+        self.teacher = copy.deepcopy(clip).requires_grad_(False).eval()
+        for model in (self.clip, self.teacher): in_place(model, inplace)
         if channels_last:
             for model in (self.clip, self.teacher): model.to(memory_format=torch.channels_last)
         self.dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-        self.optimizer = torch.optim.AdamW(self.clip.parameters(), **SETTINGS, **(adamw or {"foreach": False}))
+        self.optimizer = torch.optim.AdamW(self.clip.parameters(), **SETTINGS, **(adamw or {}))
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.inference, self.foreach_teacher, self.log_softmax = inference, foreach_teacher, log_softmax
         self.cache = {} if cache else None
@@ -112,8 +123,8 @@ class Variant:
 
 class Ours:
     "carot's own step."
-    def __init__(self, clip, accelerator):
-        clip, self.accelerator, self.step = copy.deepcopy(clip).to(accelerator.device).train(), accelerator, 0
+    def __init__(self, clip, accelerator, cut=None, half=None):
+        clip, self.accelerator, self.cut, self.step = copy.deepcopy(clip).train(), half or accelerator, cut, 0
         timetable = dict(teacher_update_every=TEACHER_EVERY, teacher_momentum_start=0.9, teacher_momentum_end=0.9)
         self.objective = CaRot(clip, CaRotSettings(**timetable), 10**9)
         self.optimizer = accelerator.prepare_optimizer(
@@ -122,7 +133,8 @@ class Ours:
     def __call__(self, images, tokens):
         labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
         self.step += 1  # from 1: the reference has a teacher in its first step, too
-        values = train_step(self.objective, self.optimizer, self.accelerator, (images, tokens, labels), self.step)
+        values = train_step(self.objective, self.optimizer, self.accelerator, (images, tokens, labels), self.step,
+                            cut=self.cut)
         self.objective.after_step(self.step)
         return values["loss"]
 
@@ -173,11 +185,13 @@ def make_variants(asked, clip, accelerator, base):
     return variants | {name: Variant(clip, accelerator.device, **lever) for name, lever in flags.items()}, flags
 
 
-def take_turns(variants, batches, rounds, device):
-    "Seconds a round and bytes by name, seconds of waiting and text lengths a round."
+def take_turns(variants, batches, asked, device):
+    "Seconds a round and bytes by name, seconds of waiting and text lengths a round; no new round after --seconds."
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     seconds, waits, memory, lengths = {name: [] for name in variants}, [], {}, []
-    for turn in range(rounds + 2):
+    ends = time.monotonic() + asked.seconds
+    for turn in range(asked.rounds + 2):
+        if turn > 2 and time.monotonic() > ends: break
         began = clock()
         images, tokens = next(batches)
         waits.append(clock() - began)
@@ -197,10 +211,11 @@ def measure(asked):
     accelerator = make_accelerator(asked.device, "auto")
     device = accelerator.device
     clip, transform, _, tokenizer = load_clip(asked.model, None if asked.model == "glyphs" else "random")
+    clip.to(device)
     base = {"precision": "fp16" if device.type == "cuda" else "fp32"}
     variants, flags = make_variants(asked, clip, accelerator, base)
     batches = make_batches(asked, transform, tokenizer, device)
-    seconds, memory, waits, lengths = take_turns(variants, batches, asked.rounds, device)
+    seconds, memory, waits, lengths = take_turns(variants, batches, asked, device)
     rate, median = peak_rate(device), {name: statistics.median(s) for name, s in seconds.items()}
     where = (f"{hardware()}; torch {torch.__version__}, torchvision {torchvision.__version__}; "
              f"{asked.workers} loader processes")
@@ -230,29 +245,51 @@ def save(out, rows):
     print(out.read_text(), end="")
 
 
+class HalfPrecision:
+    "What a step needs of an accelerator, in bf16; accelerate itself has one precision a process."
+    def __init__(self, device): self.device, self.num_processes = device, 1
+    def autocast(self): return torch.autocast(self.device.type, torch.bfloat16)
+    def backward(self, loss): loss.backward()
+
+
+def loss_variants(asked, clip, accelerator):
+    "Name -> step, all from the same weights."
+    device, half = accelerator.device, HalfPrecision(accelerator.device)
+    quarter = Cut(micro_batch_size=asked.batch_size // 4)
+    steps = {"reference": Variant(clip, device, "fp16" if device.type == "cuda" else "fp32"),
+             "ours": Ours(clip, accelerator), "micro-batches": Ours(clip, accelerator, quarter),
+             "bf16": Ours(clip, accelerator, half=half), "bf16 micro-batches": Ours(clip, accelerator, quarter, half)}
+    if asked.compile:
+        steps["compiled"] = Variant(clip, device, "bf16" if device.type == "cuda" else "fp32", trim=True, compiled=True)
+    for step in steps.values():
+        for group in step.optimizer.param_groups: group["lr"] = asked.lr
+    return steps
+
+
 def check_loss(asked):
-    "Both steps from the same weights on the same batches; the spread of the reference's last steps says what noise is."
+    "All steps from the same weights on the same batches; the reference's last steps say what noise is."
     accelerator = make_accelerator(asked.device, "auto")
-    device = accelerator.device
     clip, transform, _, tokenizer = load_clip(asked.model, None if asked.model == "glyphs" else "random")
-    batches = make_batches(asked, transform, tokenizer, device)
-    reference = Variant(clip, device, "fp16" if device.type == "cuda" else "fp32")
-    ours = Ours(clip, accelerator)
-    for optimizer in (reference.optimizer, ours.optimizer):
-        for group in optimizer.param_groups: group["lr"] = asked.lr
+    clip.to(accelerator.device)
+    batches = make_batches(asked, transform, tokenizer, accelerator.device)
+    steps = loss_variants(asked, clip, accelerator)
     curves = []
     for _ in range(asked.steps):
         images, tokens = next(batches)
-        curves.append((reference(images, tokens), ours(images, tokens)))
-    rows = [[i + 1, f"{a:.5f}", f"{b:.5f}"] for i, (a, b) in enumerate(curves)]
-    write_table(asked.out.with_name("train_step_loss.tsv"), [["step", "reference", "ours"], *rows])
-    last = torch.tensor(curves)[-asked.steps // 4:]
-    noise = (last[:, 0].std() / len(last) ** 0.5).item()
-    one, two = last.mean(0).tolist()
-    gap = (last[:, 0] - last[:, 1]).mean().item()
-    print(f"mean loss of the last {len(last)} of {asked.steps} steps: reference {one:.4f}, ours {two:.4f}; difference "
-          f"{gap:+.5f}, standard error of that mean {noise:.5f}; largest difference of a step "
-          f"{torch.tensor(curves).diff().abs().max():.5f}")
+        curves.append([step(images, tokens) for step in steps.values()])
+    rows = [[i + 1, *(f"{loss:.5f}" for loss in curve)] for i, curve in enumerate(curves)]
+    write_table(asked.loss_out, [["step", *steps], *rows])
+    agree = [compare(name, torch.tensor(curves)[:, [0, i]], asked.steps // 4) for i, name in enumerate(steps) if i]
+    return all(agree)
+
+
+def compare(name, curves, last):
+    "Says how two curves (steps, 2) differ, and whether their last steps do by more than twice the noise."
+    ends = curves[-last:]
+    noise, gap = (ends[:, 0].std() / last ** 0.5).item(), (ends[:, 1] - ends[:, 0]).mean().item()
+    print(f"{name}: mean loss of the last {last} of {len(curves)} steps {ends[:, 1].mean():.4f}, the reference's "
+          f"{ends[:, 0].mean():.4f}; difference {gap:+.5f}, standard error of that mean {noise:.5f}; largest "
+          f"difference of a step {curves.diff().abs().max():.5f}")
     return abs(gap) < 2 * noise
 
 
@@ -262,10 +299,12 @@ def main():
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no new round begins")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="torch.compile too: takes minutes to warm up")
     parser.add_argument("--check-loss", action="store_true")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--loss-out", type=Path, default=Path(__file__).with_name("train_step_loss.tsv"))
     parser.add_argument("--lr", type=float, default=3e-4, help="of --check-loss")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("train_step.tsv"))
     asked = parser.parse_args()

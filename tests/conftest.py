@@ -37,12 +37,13 @@ def tiny_clip():
     torch.manual_seed(0)
     return build_clip(TINY_VIT).eval()
 
-def colours(n, seed, transform=None):
-    "n noisy squares of each of four colours"
+def colours(n, seed, transform=None, each=1):
+    "n noisy squares of each of four colours; a class is as many colours as `each` says"
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(4), n)
     base = np.array([(220, 30, 30), (30, 180, 60), (40, 60, 220), (230, 210, 40)])[labels][:, :, None, None]
-    return ArrayImages((base + rng.normal(0, 40, (4 * n, 3, 16, 16))).clip(0, 255).astype("uint8"), labels, transform)
+    images = (base + rng.normal(0, 40, (4 * n, 3, 16, 16))).clip(0, 255).astype("uint8")
+    return ArrayImages(images, labels // each, transform)
 
 @pytest.fixture
 def toy():
@@ -50,6 +51,6 @@ def toy():
     plain = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     train = v2.Compose([v2.RandomResizedCrop(16, scale=(0.9, 1.0)), plain])
     sets = {"Toy": EvalSet(colours(5, 2, plain), True),
-            "ToyTwo": EvalSet(colours(5, 3, plain), False, [[0, 1], [2, 3]])}
+            "ToyTwo": EvalSet(colours(5, 3, plain, each=2), False, [[0, 1], [2, 3]])}
     templates, names = ["a photo of a {}", "a {} thing", "something {}"], ["red", "green", "blue", "yellow"]
     return Benchmark("toy", names, templates, colours(10, 0, train), colours(3, 1, plain), sets)

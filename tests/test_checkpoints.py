@@ -25,7 +25,7 @@ from carot import train
 from carot.clip import build_clip
 from carot.core import UserError
 from carot.engine import checkpoints
-from carot.engine.checkpoints import fingerprints, save_checkpoint
+from carot.engine.checkpoints import checksums, save_checkpoint
 from carot.engine.signals import Stopped
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +41,7 @@ def interruptible():
 
 def log(out):
     with (out/"train.tsv").open() as file: rows = list(csv.DictReader(file, delimiter="\t"))
-    return [{k: v for k, v in row.items() if k != "pairs_per_second"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "pairs_per_second")} for row in rows]
 
 def equal(one, two, out_one, out_two):
     teachers = one.teacher is None or same(one.teacher, two.teacher)
@@ -127,20 +127,22 @@ def test_a_checkpoint_from_before_a_setting_was_known(stopped):
         state = json.loads((checkpoint/"state.json").read_text())
         del state["settings"]["teacher_momentum_end"]
         (checkpoint/"state.json").write_text(json.dumps(state | {"settings": state["settings"] | {"forgotten": 7}}))
-        (checkpoint/"manifest.json").write_text(json.dumps(fingerprints(checkpoint)))
+        (checkpoint/"manifest.json").write_text(json.dumps(checksums(checkpoint)))
     assert is_same(go_on()) and steps(out) == [6, 9]
 
 OLD_COLUMNS = ["stage", "step", "epoch", "lr", "loss", "cross_entropy", "contrastive", "orthogonality", "cross_norm",
                "distillation", "momentum", "pairs_per_second"]
 
 def test_a_log_keeps_the_columns_it_was_begun_with(stopped):
+    "In their order; those that were not known then come behind them."
     out, go_on, is_same = stopped
     with (out/"train.tsv").open() as file: rows = list(csv.DictReader(file, delimiter="\t"))
     lines = [OLD_COLUMNS, *([row.get(name, "") for name in OLD_COLUMNS] for row in rows)]
     (out/"train.tsv").write_text("".join("\t".join(line) + "\n" for line in lines))
     go_on()
     text = (out/"train.tsv").read_text().splitlines()
-    assert text[0].split("\t") == OLD_COLUMNS and len(text) == 10 and {line.count("\t") for line in text} == {11}
+    assert text[0].split("\t") == [*OLD_COLUMNS[:-1], "seconds", OLD_COLUMNS[-1]]
+    assert len(text) == 10 and {line.count("\t") for line in text} == {12}
 
 
 def test_signal_while_somebody_evaluates(tiny_clip, tokenizer, toy, tmp_path):
@@ -194,7 +196,7 @@ def test_a_checkpoint_executes_nothing(stopped, tmp_path, capsys):
     out, go_on, is_same = stopped
     newest = out/"checkpoints"/"train"/"step-00000005"
     torch.save({"optimizer": Command(tmp_path/"executed"), "scaler": None}, newest/"optimizer.pt")
-    (newest/"manifest.json").write_text(json.dumps(fingerprints(newest)))
+    (newest/"manifest.json").write_text(json.dumps(checksums(newest)))
     assert is_same(go_on()) and not (tmp_path/"executed").exists()
     assert "optimizer.pt holds something other than tensors" in capsys.readouterr().err
     torch.load(out/"checkpoints"/"train"/"step-00000009"/"optimizer.pt", weights_only=True)

@@ -76,7 +76,7 @@ def test_equal_methods_are_mostly_undecided(tmp_path, metric):
     verdicts = []
     for trial in range(40):
         for method in ("carot", "ft"):
-            make_run(tmp_path/str(trial), method, n=200, images=trial + 1, sets=["Home", "Near"])
+            make_run(tmp_path/str(trial), method, n=200, images=trial + 1, sets=["Home", "Near", "val"])
         verdicts.append(outcome(tmp_path/str(trial), metric=metric)["verdict"])
     assert verdicts.count("undecided") > 33  # two of 40 are decided by chance; seven or more have a chance below 0.5 %
 
@@ -186,14 +186,14 @@ def test_missing_runs_are_named(tmp_path):
     make_run(tmp_path, "carot", 1)
     found = outcome(tmp_path, CAROT, Side("carot", "distillation_coef=0"), select="")
     assert found["verdict"] == "not run"
-    assert "`carot run --benchmark toy --method carot --distillation-coef 0 --out" in found["missing"]
+    assert "carot run --benchmark toy --method carot --distillation-coef 0 --out" in found["missing"]
     assert "effect" not in found
     made = claims.command(Side("flyp"), "expt_logs", "toy", "epochs=2,distillation_coef=3")
     assert "--method flyp --epochs 2 --seed" in made
     assert "--out" not in claims.command(FT, "expt_logs", "toy")
     elsewhere = Claim("…", "accuracy", "shifts", ZS, FT, "plain_glyphs")
     lacking = claims.test_claim(elsewhere, "expt_logs_of_nobody", "toy")["missing"]
-    assert "--benchmark plain_glyphs --method zs --out expt_logs_of_nobody`" in lacking
+    assert "--benchmark plain_glyphs --method zs --out expt_logs_of_nobody" in lacking
 
 
 def test_a_run_without_predictions_is_not_used(tmp_path):

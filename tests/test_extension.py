@@ -68,6 +68,7 @@ def load(root, transform, train_transform, eval_sets):
 FEW = BenchmarkSpec("few", "a tenth of glyphs", load, {**GLYPHS.defaults, "epochs": 1, "warmup_steps": 2})
 '''
 ON_FEW = ("--benchmark", "that.module:FEW", "--micro-batch-size", "16")
+RUN = "micro_batch_size=16,seed=1"
 
 
 def carot(folder, *words):
@@ -93,7 +94,7 @@ def printed(folder):
                  "--processes", "2")
 
 
-def run_of(folder, method, run="seed=1"): return folder/"expt_logs"/"few"/method/run
+def run_of(folder, method, run=RUN): return folder/"expt_logs"/"few"/method/run
 
 
 def test_help_lists_its_options(folder):
@@ -130,13 +131,13 @@ def test_it_is_swept(folder, printed):
     before = (run_of(folder, "mine")/"config.json").stat().st_mtime_ns
     carot(folder, "sweep", *ON_FEW, "--method", "that.module:MINE", "--grid", "margin=0.1,0.2", "--name", "margins")
     table = pd.read_csv(folder/"expt_logs"/"few"/"sweeps"/"margins"/"results.tsv", sep="\t")
-    assert sorted(table.margin.unique()) == [0.1, 0.2] and run_of(folder, "mine", "margin=0.2,seed=1").is_dir()
+    assert sorted(table.margin.unique()) == [0.1, 0.2] and run_of(folder, "mine", f"margin=0.2,{RUN}").is_dir()
     assert (run_of(folder, "mine")/"config.json").stat().st_mtime_ns == before, "the default was there"
 
 
 def test_two_processes_do_what_one_does(folder, printed):
     carot(folder, "run", *ON_FEW, "--method", "that.module:MINE", "--out", "one")
-    two, one = run_of(folder, "mine"), folder/"one"/"few"/"mine"/"seed=1"
+    two, one = run_of(folder, "mine"), folder/"one"/"few"/"mine"/RUN
     losses = [pd.read_csv(run/"train.tsv", sep="\t").loss.tolist() for run in (one, two)]
     assert len(losses[0]) == len(losses[1]) and losses[1] == pytest.approx(losses[0], rel=2e-3)
     weights = [load_file(run/"student"/"open_clip_model.safetensors") for run in (one, two)]

@@ -1,9 +1,11 @@
 """Model folders and image files of strangers: they execute nothing, wait for nothing, are read rightly or refused."""
 import json
 import os
+import struct
 import sys
 import types
 import warnings
+import zlib
 
 import numpy as np
 import open_clip
@@ -90,10 +92,10 @@ HOSTILE = [
     (VISION, [], "must be an object"),
     ("model_cfg", "ViT-B-16", "must be an object"),
     ("model_cfg.multimodal_cfg", {"width": 8}, "CoCa"),
-    ("model_cfg.cast_dtype", "float16", "cast_dtype may not stand"),
-    ("model_cfg.line\nbreak", 1, "may not stand"),
+    ("model_cfg.cast_dtype", "float16", "cast_dtype is not allowed"),
+    ("model_cfg.line\nbreak", 1, "is not allowed"),
     ("model_cfg.init_logit_bias", -10, "SigLIP"),
-    ("auto_map", {"AutoModel": "evil.Evil"}, "auto_map may not stand"),
+    ("auto_map", {"AutoModel": "evil.Evil"}, "auto_map is not allowed"),
     ("preprocess_cfg.size", 10**7, "4096"),
     ("preprocess_cfg.mode", "L", "RGB"),
     ("preprocess_cfg.mean", [0.5], "list of 3"),
@@ -146,6 +148,19 @@ def test_ordinary_configurations_pass():
         assert "multimodal_cfg" in config or any(key.startswith("hf_") for key in config["text_cfg"]), name
 
 
+def test_named_models_pass_the_same_list(monkeypatch):
+    "What would ask `transformers` for a text tower or a tokenizer is refused by name, before anything is downloaded."
+    def asked(*_, **__): raise AssertionError("something was built or downloaded")
+    for name in ("build_clip", "published_weights"): monkeypatch.setattr(f"carot.clip.{name}", asked)
+    monkeypatch.setattr(open_clip, "get_tokenizer", asked)
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        outside = "multimodal_cfg" in config or any(key.startswith("hf_") for key in config["text_cfg"])
+        with pytest.raises(UserError if outside else AssertionError) as error: load_clip(name, "random")
+        words = str(error.value)
+        if outside: assert words.startswith(f"the model {name}: ") and "is not allowed, for" in words
+
+
 @pytest.mark.parametrize("model", ["glyphs", "tiny", "tiny timm", "tiny ResNet"])
 def test_saved_folders_load(tmp_path, model):
     vision = {"tiny timm": {"timm_model_name": "test_efficientnet_ln", "timm_pool": "avg", "timm_proj": "linear",
@@ -189,7 +204,6 @@ def save_pgm(path, white, values):
 
 def save_12_bits(path, values):
     "a TIFF of one strip with 12 bits per pixel"
-    import struct
     pairs = values.reshape(-1, 2).astype(int)
     data = b"".join(struct.pack("BBB", a >> 4, (a & 15) << 4 | b >> 8, b & 255) for a, b in pairs)
     tags = [(256, values.shape[1]), (257, values.shape[0]), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1),
@@ -249,6 +263,48 @@ def test_several_pictures_and_rotation(tmp_path):
         assert a.shape == (8, 16, 3) and np.array_equal(a, b)
 
 
+def ramp(mode):
+    "sixteen columns from dark to bright"
+    return Image.fromarray(np.tile(np.arange(0, 256, 16, dtype=np.uint8), (16, 1))).convert(mode)
+
+
+def save_palette(path, transparency):
+    image = Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE)
+    image.save(path, "PNG", transparency=transparency)
+
+
+def save_frames(path, kind):
+    "a moving picture: a ramp, then two frames of one colour"
+    others = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    ramp("RGB").save(path, kind, save_all=True, append_images=others, duration=50, lossless=True)
+
+
+COLOURS = {  # what is saved; what is read, as RGB
+    "grey and alpha": (lambda path: Image.merge("LA", [ramp("L"), ramp("L")]).save(path, "PNG"), ramp("RGB")),
+    "one bit": (lambda path: ramp("L").point(lambda v: 255 * (v > 100), "1").save(path, "PNG"),
+                ramp("L").point(lambda v: 255 * (v > 100)).convert("RGB")),
+    "palette, one clear": (lambda path: save_palette(path, 0), None),
+    "palette, all half clear": (lambda path: save_palette(path, bytes([128] * 256)), None),
+    "colour and alpha": (lambda path: Image.merge("RGBA", [*ramp("RGB").split(), ramp("L")]).save(path, "PNG"),
+                         ramp("RGB")),
+    "moving WebP": (lambda path: save_frames(path, "WEBP"), ramp("RGB")),
+    "moving PNG": (lambda path: save_frames(path, "PNG"), ramp("RGB")),
+    "several TIFF": (lambda path: save_frames(path, "TIFF"), ramp("RGB")),
+    "CMYK JPEG": (lambda path: ramp("RGB").convert("CMYK").save(path, "JPEG", quality=100), ramp("RGB")),
+}
+
+
+@pytest.mark.parametrize("kind", COLOURS)
+def test_colours_are_right(tmp_path, kind, recwarn):
+    "An alpha channel is dropped, of several pictures the first is read, and nothing is said about it."
+    save, want = COLOURS[kind]
+    save(tmp_path/"x.png")
+    if want is None: want = Image.open(tmp_path/"x.png").convert("RGBA").convert("RGB")
+    for pixels in both(tmp_path/"x.png"):
+        assert np.abs(pixels.astype(int) - np.asarray(want)).max() <= (4 if "JPEG" in kind else 0)
+    assert not recwarn.list
+
+
 def no_images(folder):
     "file -> words of the message"
     small = Image.fromarray(RGB)
@@ -289,6 +345,28 @@ def test_what_is_no_image_is_refused_in_one_line(tmp_path, monkeypatch):
     assert all(isinstance(pixels, np.ndarray) for pixels in both(tmp_path/"link.jpg"))
 
 
+def write_claim(path, width, height):
+    "a PNG of a few bytes that claims to be large"
+    def part(name, data): return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(bytes(99)))
+                     + part(b"IEND", b""))
+
+
+def test_large_images_are_read_without_a_word(tmp_path, monkeypatch, recwarn):
+    "PIL warns of those that have more than half of what it refuses."
+    Image.fromarray(RGB).save(tmp_path/"x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    assert all(isinstance(pixels, np.ndarray) for pixels in both(tmp_path/"x.png")) and not recwarn.list
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read(tmp_path):
+    Image.fromarray(RGB).save(tmp_path/"x.png")
+    (tmp_path/"x.png").chmod(0)
+    assert all("Permission denied" in message for message in both(tmp_path/"x.png"))
+
+
 def test_bombs(tmp_path, monkeypatch):
     "PIL's limit holds in the fast path, too; running out of memory is no bad image."
     Image.fromarray(RGB).save(tmp_path/"x.jpg")
@@ -302,6 +380,11 @@ def test_bombs(tmp_path, monkeypatch):
     data[at:at + 4] = b"\xff\xdc\xff\xdc"  # 65,500 pixels either way
     (tmp_path/"x.jpg").write_bytes(data)
     assert all("decompression bomb" in message for message in both(tmp_path/"x.jpg"))
+
+    write_claim(tmp_path/"x.png", 60_000, 60_000)
+    with monkeypatch.context() as patch:  # nothing is decoded
+        patch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("memory was taken"))
+        assert all("3600000000 pixels" in message for message in both(tmp_path/"x.png"))
 
     def full(*_, **__): raise MemoryError
     monkeypatch.setattr(Image, "open", full)
@@ -341,3 +424,18 @@ def test_left_out_images_are_told_once(tmp_path):
     (tmp_path/"night"/"dog"/"0.png").unlink()
     with pytest.warns(UserWarning, match="3 .gif"): scan_classes(tmp_path/"night", {"cat": 0, "dog": 1})
     with warnings.catch_warnings(action="error"): scan_classes(tmp_path/"train", {"cat": 0, "dog": 1})
+
+
+def test_left_out_images_are_told_beside_other_faults(tmp_path):
+    "A shift may lack a class, and that is no word worth; images that are left out are."
+    for place in ("train/cat", "train/dog", "train/owl", "val/cat", "val/dog", "val/owl", "night/cat", "night/dog"):
+        (tmp_path/place).mkdir(parents=True)
+        Image.fromarray(RGB).save(tmp_path/place/"0.png")
+    (tmp_path/"night"/"cat"/"a.gif").touch()
+    (tmp_path/"test").mkdir()
+    (tmp_path/"test"/"cat").mkdir()
+    Image.fromarray(RGB).save(tmp_path/"test"/"cat"/"0.png")
+    (tmp_path/"test"/"cat"/"b.heic").touch()
+    warned = {report.name: report.warning for report in look_at_folder(tmp_path)}
+    assert "1 .gif" in warned["night"] and "no image" not in warned["night"]
+    assert "1 .heic" in warned["test"] and "2 of 3 classes have no image" in warned["test"]

@@ -21,7 +21,8 @@ from carot.core import UserError, spell
 from carot.data import benchmark_spec
 from carot.evaluate import Predictions, metrics_table, save_predictions
 from carot.methods.base import Method, all_methods, find_method, settings_of
-from carot.runs import records, settings
+from carot.runs import fingerprints, records, settings
+from carot.runs.sweeps import metric_rows
 
 METHODS = [name for name, method in all_methods().items() if method.usual]
 
@@ -231,15 +232,66 @@ def test_nothing_there(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "set\tid\nx\tTrue\n", "set\tid\tn\tmetric\tvalue\nx\tTrue\t5\tece\tlow\n"])
-def test_unreadable_metrics_are_an_error(out, content):
+def test_unreadable_metrics_stop_no_table(out, content, capsys):
     (out/"toy"/"ft"/"seed=1"/"metrics.tsv").write_text(content)
-    with pytest.raises(UserError, match="cannot read .*metrics.tsv"): tables.collect(out, "toy")
+    others = {"zs/seed=1", "ft/seed=2", "ft/seed=3", "carot/seed=1", "carot/seed=2"}
+    assert set(tables.collect(out, "toy").run) == others
+    tables.tell_left_out(records.find_runs(out, "toy"))
+    assert re.fullmatch(r"carot: warning: ft/seed=1 damaged: metrics.tsv.*\n", capsys.readouterr().err)
+    with pytest.raises(UserError, match="cannot read .*metrics.tsv"): metric_rows(out/"toy"/"ft"/"seed=1")
 
 
 def test_a_set_may_be_called_NA(tmp_path):
-    rows = [("NA", True, 1, "accuracy", 0.5), ("None", False, 1, "accuracy", 0.25)]
+    rows = [("NA", True, 1, "accuracy", 0.5), ("None", False, 1, "accuracy", 0.25), ("val", True, 1, "accuracy", 1.0)]
     write_metrics(make_run(tmp_path, "zs"), pd.DataFrame(rows, columns=["set", "id", "n", "metric", "value"]))
     assert list(tables.table(tables.collect(tmp_path, "toy"), "accuracy")["mean"]) == ["NA", "None", tables.AVERAGE]
+
+
+# --- one data set, one model
+
+def recorded(images, weights="w", **sets):
+    "what config.json says of data and weights"
+    return {"data": {"classes": "c", "Home": {"images": images, "digest": f"{images}"}} | sets, "weights": weights}
+
+
+def states(out): return {run.name: run.state for run in tables.comparable(records.find_runs(out, "toy"), "toy")}
+
+
+def test_runs_of_other_data_or_weights_are_left_out_and_named(out, capsys):
+    for seed in (3, 4, 5): make_run(out, "carot", seed, numbers(0.8, 0.7, 0.5), config=recorded(10))
+    make_run(out, "flyp", 1, numbers(0.1, 0.1, 0.1), config=recorded(12))
+    make_run(out, "flyp", 2, numbers(0.1, 0.1, 0.1), config=recorded(10, "other"))
+    found = states(out)
+    assert found["flyp/seed=1"] == "other data: Home has 10 images and had 12"
+    assert found["flyp/seed=2"] == "other data: the model's weights are others"
+    assert {state for name, state in found.items() if "flyp" not in name} == {"complete"}  # also those without record
+    assert "flyp" not in set(tables.collect(out, "toy").method)
+    tables.tell_left_out(tables.comparable(records.find_runs(out, "toy"), "toy"))
+    assert capsys.readouterr().err.count("carot: warning: flyp/seed=") == 2
+
+
+def test_data_that_a_setting_chooses_may_differ(out):
+    zs = recorded(10, train={"images": 9, "digest": "all"})
+    make_run(out, "zs", 2, numbers(0.5, 0.4, 0.3), config=zs)
+    for seed in (3, 4):
+        drawn = recorded(10, train={"images": 4, "digest": f"{seed}"})
+        parameters = defaults("carot", seed) | {"benchmark": "toy", "shots": 2}
+        make_run(out, "carot", seed, numbers(0.8, 0.7, 0.5), config=drawn | {"parameters": parameters})
+    assert set(states(out).values()) == {"complete"}
+
+
+def test_the_data_at_hand_decide(tmp_path):
+    def record(method):
+        run = settings.resolve({"benchmark": "plain_glyphs", "method": method})
+        return {**fingerprints.data_and_weights(run), "parameters": run.parameters}
+    def found(): return tables.comparable(records.find_runs(tmp_path, "plain_glyphs"), "plain_glyphs")
+    old = record("carot")
+    old["data"] = old["data"] | {"val": {"images": 1, "digest": "x"}}
+    for seed in (1, 2): make_run(tmp_path, "carot", seed, numbers(0.8, 0.7, 0.5), config=old, benchmark="plain_glyphs")
+    message = "no run on plain_glyphs is of the data and weights that are here: val has .* images and had 1;"
+    with pytest.raises(UserError, match=message): found()
+    make_run(tmp_path, "zs", 1, numbers(0.5, 0.4, 0.3), config=record("zs"), benchmark="plain_glyphs")
+    assert [run.name for run in found() if run.state == "complete"] == ["zs/seed=1"]
 
 
 # --- what is said about the runs
@@ -251,7 +303,8 @@ def test_differences_between_runs_of_one_setting(out):
              config={"parameters": parameters | {"epochs": 5, "workers": 1, "out": "elsewhere"}, "git": "abc"})
     make_run(out, "lp", 1, numbers(0.8, 0.7, 0.5), eval_batch_size=64)
     make_run(out, "flyp", 1, numbers(0.8, 0.7, 0.5),
-             config={"parameters": parameters | {"eval_batch_size": 64, "method": "flyp"}, "versions": {"torch": "9"}})
+             config={"parameters": parameters | {"eval_batch_size": 64, "method": "flyp", "seed": 1},
+                     "versions": {"torch": "9"}})
     lines = tables.differences(records.find_runs(out, "toy"))
     assert [line.partition(":")[0] for line in lines] == ["carot's commit", "torch", "eval_batch_size", "epochs"]
     assert lines[1] == "torch: 2.0 in zs/seed=1, ft/seed=1, ft/seed=2 …; 9 in flyp/seed=1"
@@ -360,7 +413,8 @@ def test_every_cell_names_its_runs(out):
 
 
 def test_latex_escapes_and_marks_the_best(out):
-    text = tables.latex(pd.DataFrame({"a_b": ["**80.0** ± 0.1", "50 %", "–"]}), "**Table & co.** In %.")
+    columns = {"method": ["FT"] * 3, "a_b": ["**80.0** ± 0.1", "50 %", "–"]}
+    text = tables.latex(pd.DataFrame(columns), "Table & co. In %.")
     for part in (r"a\_b", r"\textbf{80.0} $\pm$ 0.1", r"50 \%", "--", r"\caption{Table \& co. In \%.}"):
         assert part in text, part
     tables.write_table(out/"table2", records.find_runs(out, "toy"), tables.collect(out, "toy"), "accuracy")

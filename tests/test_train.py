@@ -2,6 +2,7 @@
 import csv
 import json
 import shutil
+import time
 
 import pytest
 import torch
@@ -49,6 +50,23 @@ def test_only_ft_clips(tiny_clip, tokenizer, toy, monkeypatch):
         tune(tiny_clip, tokenizer, toy, method)
         assert norms == [1.0] * calls, method
 
+def test_seconds_are_measured_and_sizes_are_those_of_the_batch(tiny_clip, tokenizer, toy, tmp_path):
+    began = time.perf_counter()
+    run = tune(tiny_clip, tokenizer, toy, "flyp", out=tmp_path)
+    passed = time.perf_counter() - began
+    seconds = [row["seconds"] for row in run.log]
+    sizes = [row["seconds"] * row["pairs_per_second"] for row in run.log]
+    assert min(seconds) > 0 and sum(seconds) < passed and sizes == pytest.approx([16, 16, 8] * 3, rel=0.01)
+    written = list(csv.DictReader((tmp_path/"train.tsv").open(), delimiter="\t"))
+    assert [float(row["seconds"]) for row in written] == seconds
+
+@pytest.mark.parametrize("given", [{"batch_size": 13}, {"batch_size": 1}, {"accumulation_steps": 5},
+                                   {"batch_size": 41, "full_batches": True}], ids=str)
+def test_a_batch_of_one_pair_is_refused_before_anything_is_written(tiny_clip, tokenizer, toy, tmp_path, given):
+    with pytest.raises(UserError, match="pair alone has a loss of 0|cannot be made of 40 training images"):
+        tune(tiny_clip, tokenizer, toy, "flyp", out=tmp_path, **given)
+    assert not any(tmp_path.iterdir())
+
 def test_first_step_and_teacher(tiny_clip, tokenizer, toy):
     run = tune(tiny_clip, tokenizer, toy, "carot")
     assert ["distillation" in row for row in run.log] == [False] + [True] * 8
@@ -80,7 +98,7 @@ def test_resume_is_bit_identical(tiny_clip, tokenizer, toy, tmp_path, method, ep
     assert whole.teacher is None or same(whole.teacher, resumed.teacher)
     logs = [
         [
-            {k: v for k, v in row.items() if k != "pairs_per_second"}
+            {k: v for k, v in row.items() if k not in ("seconds", "pairs_per_second")}
             for row in csv.DictReader((tmp_path / f / "train.tsv").open(), delimiter="\t")
         ]
         for f in ("whole", "cut")

@@ -5,6 +5,7 @@
 # %% ../../nbs/5_analysis/05_claims.ipynb #5d27d8e3
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,8 +17,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .bootstrap import resample_counts, resampled, set_seed, verdict
-from .figures import tidy
-from .tables import HEADLINE, in_order, markdown, read_metrics, set_names, spec_of, titles
+from .figures import in_figure, tidy
+from .tables import (HEADLINE, comparable, in_code, in_markdown, in_order, markdown, read_metrics,
+                                   set_names, spec_of, titles)
 from ..calibration import METRICS, Metric, find_metric, fit_temperature, percentile_interval, softmax
 from ..config import RunSettings, describe
 from ..core import UserError, spell, write_atomic
@@ -30,11 +32,11 @@ from ..runs.records import RunFiles, all_runs, as_settings, find_runs, matches
 __all__ = ['ZS', 'LP', 'FT', 'LPFT', 'FLYP', 'CAROT', 'FINE_TUNED', 'FT_AND_FLYP', 'ORDER', 'SCALED', 'PAPER_CLAIMS',
            'TERM_CLAIMS', 'TRACER', 'BETA', 'SUCCESSOR_CLAIMS', 'ROW', 'READING', 'VERDICT_COLOURS', 'Side', 'Claim',
            'overall', 'scaled', 'several', 'control_claims', 'at_rate', 'equal_rate_claims', 'claims_for', 'joined',
-           'side_runs', 'command', 'predicted_sets', 'missing', 'Evidence', 'check_images', 'paired', 'difference',
-           'why_not', 'common_sets', 'test_claim', 'claims_table', 'statements', 'show_interval', 'show_row',
-           'tests_markdown', 'statements_markdown', 'sources', 'to_run', 'in_words', 'write_claims', 'advantage_label',
-           'draw_effect', 'draw_effects', 'forest_picture', 'temperature_table', 'with_and_without', 'whole_sides',
-           'against', 'against_markdown', 'not_compared']
+           'runs_on', 'side_runs', 'command', 'predicted_sets', 'missing', 'Evidence', 'check_images', 'paired',
+           'difference', 'why_not', 'common_sets', 'test_claim', 'claims_table', 'statements', 'show_interval',
+           'show_row', 'tests_markdown', 'statements_markdown', 'sources', 'to_run', 'in_words', 'write_claims',
+           'advantage_label', 'draw_effect', 'draw_effects', 'forest_picture', 'temperature_table', 'with_and_without',
+           'whole_sides', 'against', 'against_markdown', 'not_compared']
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #2588d503
 @dataclass(frozen=True)
@@ -182,16 +184,23 @@ def joined(
     "Both settings as one; the side's own wins."
     return ",".join(f"{k}={v}" for k, v in sorted((as_settings(select) | as_settings(own)).items()))
 
+def runs_on(
+    out: str | Path,  # folder of all results
+    benchmark: str,
+) -> list[RunFiles]:
+    "All runs on a benchmark that may be compared; none if there are none."
+    try: return comparable(all_runs(out, benchmark, "predictions/"), benchmark)
+    except UserError: return []
+
 def side_runs(
     side: Side,
     out: str | Path,  # folder of all results
     benchmark: str,
     select: str = "",  # setting of all runs; "" = the defaults
+    evidence: Evidence | None = None,  # which has looked at the runs already
 ) -> dict[int, RunFiles]:  # seed -> run
     "Complete runs of a side; empty if there are none."
-    try: runs = all_runs(out, benchmark)
-    except UserError: return {}
-    wanted = joined(select, side.setting)
+    wanted, runs = joined(select, side.setting), evidence.runs(out, benchmark) if evidence else runs_on(out, benchmark)
     return {run.seed: run for run in runs
             if run.method.reference == side.method and run.state == "complete" and matches(run, wanted)}
 
@@ -205,10 +214,11 @@ def command(
     "What makes a run of this side."
     method = find_method(side.method)
     options = {k: v for k, v in as_settings(joined(select, side.setting)).items() if method.uses(k)}
-    words = [f"--benchmark {benchmark}", f"--method {side.method}",
-             *(f"--{k.replace('_', '-')} {v}" for k, v in options.items())]
-    if str(out) != describe(RunSettings)["out"].default: words.append(f"--out {out}")
-    return " ".join(["carot run", *words, *(["--seed 1"] if method.seeded else [])])
+    asked = {"benchmark": benchmark, "method": side.method, **options}
+    if str(out) != describe(RunSettings)["out"].default: asked["out"] = str(out)
+    if method.seeded: asked["seed"] = "1"
+    words = [word for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return shlex.join(["carot", "run", *words])
 
 def predicted_sets(
     run: RunFiles,
@@ -224,12 +234,13 @@ def missing(
     out: str | Path,
     benchmark: str,
     select: str = "",
+    evidence: Evidence | None = None,  # as for `side_runs`
 ) -> str:
     "Why a side cannot be tested, and what to do; empty if it can."
-    runs = side_runs(side, out, benchmark, select)
-    if not runs: return f"`{command(side, out, benchmark, select)}`"
+    runs = side_runs(side, out, benchmark, select, evidence)
+    if not runs: return command(side, out, benchmark, select)
     without = [run.name for run in runs.values() if not predicted_sets(run)]
-    return f"no predictions of {', '.join(without)} here: make them again with another `--out`" if without else ""
+    return f"no predictions of {', '.join(without)} here: make them again with another --out" if without else ""
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #17617c89
 @dataclass
@@ -243,6 +254,10 @@ class Evidence:
         "What `make` returns, computed the first time only."
         if what not in self.known: self.known[what] = make()
         return self.known[what]
+
+    def runs(self, out: str | Path, benchmark: str) -> list[RunFiles]:
+        "All runs on a benchmark that may be compared."
+        return self.once(lambda: runs_on(out, benchmark), "runs", str(out), benchmark)
 
     def counts(self, name: str, size: int) -> np.ndarray:
         "The resamples of a set."
@@ -327,11 +342,12 @@ def why_not(
     out: str | Path,
     benchmark: str,
     select: str,
+    evidence: Evidence | None = None,  # as for `side_runs`
 ) -> str:
     "What a claim lacks; empty if it can be tested."
     sides = (claim.better, claim.worse)
-    lacking = [why for side in sides if (why := missing(side, out, benchmark, select))]
-    if not lacking and not paired(*(side_runs(side, out, benchmark, select) for side in sides)):
+    lacking = [why for side in sides if (why := missing(side, out, benchmark, select, evidence))]
+    if not lacking and not paired(*(side_runs(side, out, benchmark, select, evidence) for side in sides)):
         return "no seed that both have"
     return "; ".join(lacking)
 
@@ -356,14 +372,15 @@ def test_claim(
     "Effect, interval and verdict of a claim; the effect is the better side's advantage, so positive is as claimed."
     evidence, benchmark, sides = evidence or Evidence(), claim.benchmark or benchmark, (claim.better, claim.worse)
     row = {"claim": claim.text, "test": claim.test, "metric": claim.metric, "benchmark": benchmark,
-           "verdict": "not run", "missing": why_not(claim, out, benchmark, select), "better_runs": "", "worse_runs": ""}
+           "verdict": "not run", "better_runs": "", "worse_runs": "",
+           "missing": why_not(claim, out, benchmark, select, evidence)}
     if row["missing"]: return row
-    pairs = paired(*(side_runs(side, out, benchmark, select) for side in sides))
+    pairs = paired(*(side_runs(side, out, benchmark, select, evidence) for side in sides))
     found = difference(evidence, pairs, common_sets(claim, pairs), claim.metric,
                        (claim.better.scaled, claim.worse.scaled))
     low, high = sorted((claim.sign * found["low"], claim.sign * found["high"]))
     per_seed = {seed: claim.sign * value for seed, value in found["per_seed"].items()}
-    def names(runs): return " ".join(dict.fromkeys(f"{benchmark}/{run.name}" for run in runs))
+    def names(runs): return " ".join(dict.fromkeys(f"{run.path.parent.parent.name}/{run.name}" for run in runs))
     return row | {"better": found["first"], "worse": found["second"], "effect": claim.sign * found["effect"],
                   "low": low, "high": high, "per_seed": per_seed, "verdict": verdict(low, high, per_seed.values()),
                   "better_runs": names(run for _, run, _ in pairs), "worse_runs": names(run for _, _, run in pairs)}
@@ -377,7 +394,8 @@ def claims_table(
     evidence: Evidence | None = None,  # None: 1000 resamples
 ) -> pd.DataFrame:  # columns ROW; accuracies as fractions
     "A row for each test. Raises `UserError` if no run has its predictions."
-    if not any(predicted_sets(run) for run in find_runs(out, benchmark, select) if run.state == "complete"):
+    runs = comparable(find_runs(out, benchmark, select), benchmark)
+    if not any(predicted_sets(run) for run in runs if run.state == "complete"):
         raise UserError(f"no run on {benchmark} in {out} has its predictions, which are not kept in git; "
                         "make them with `carot reproduce --out FOLDER`")
     evidence, claims = evidence or Evidence(), claims_for(spec_of(benchmark)) if claims is None else claims
@@ -433,7 +451,8 @@ def sources(
     groups = {}
     for i, row in enumerate(table.itertuples(), 1):
         if row.verdict != "not run": groups.setdefault((row.better_runs, row.worse_runs), []).append(str(i))
-    return "\n".join(f"- {', '.join(tests)}: `{better}` against `{worse}`" for (better, worse), tests in groups.items())
+    return "\n".join(f"- {', '.join(tests)}: {in_code(better)} against {in_code(worse)}"
+                     for (better, worse), tests in groups.items())
 
 def to_run(
     table: pd.DataFrame,  # from `claims_table`
@@ -442,7 +461,8 @@ def to_run(
     waiting = {}
     for i, row in enumerate(table.itertuples(), 1):
         for what in row.missing.split("; ") if row.missing else []: waiting.setdefault(what, []).append(str(i))
-    return "\n".join(f"- {', '.join(tests)}: {what}" for what, tests in waiting.items())
+    def shown(what): return in_code(what) if what.startswith("carot run ") else in_markdown(what)
+    return "\n".join(f"- {', '.join(tests)}: {shown(what)}" for what, tests in waiting.items())
 
 def in_words(
     table: pd.DataFrame,  # from `claims_table`
@@ -453,7 +473,7 @@ def in_words(
     hold, not_hold, undecided, not_run = counts.values()
     lines = [f"Of {len(found)} claims {hold} hold, {not_hold} do not, {undecided} are undecided and "
              f"{not_run} are not run."]
-    lines += [f"**{word.capitalize()}:** {'; '.join(found.claim[found.verdict == word])}."
+    lines += [f"**{word.capitalize()}:** {in_markdown('; '.join(found.claim[found.verdict == word]))}."
               for word in counts if counts[word]]
     return "\n\n".join(lines)
 
@@ -470,8 +490,8 @@ def write_claims(
     title: str = "Claims",
 ) -> str:  # the Markdown
     "Write claims.tsv (unrounded) and claims.md."
-    parts = [f"# {title}", in_words(table), READING, statements_markdown(table), "## Tests", tests_markdown(table),
-             "## Runs", sources(table)]
+    parts = [f"# {in_markdown(title)}", in_words(table), READING, statements_markdown(table), "## Tests",
+             tests_markdown(table), "## Runs", sources(table)]
     text = "\n\n".join(parts + (["## Not run, waiting for", to_run(table)] if to_run(table) else [])) + "\n"
     def one_line(found):
         return " ".join(f"{seed}:{value:.6g}" for seed, value in found.items()) if isinstance(found, dict) else ""
@@ -514,8 +534,8 @@ def draw_effects(
     metric = find_metric(table.metric.iloc[0])
     for y, row in enumerate(table.itertuples()): draw_effect(ax, row, y, metric.scale)
     ax.axvline(0, color="black", linewidth=0.8)
-    ax.set(yticks=range(len(table)), ylim=(len(table) - 0.5, -0.5), xlabel=advantage_label(metric))
-    ax.set_yticklabels([row.test.partition(", ")[2] for row in table.itertuples()], fontsize=8)
+    ax.set(yticks=range(len(table)), ylim=(len(table) - 0.5, -0.5), xlabel=in_figure(advantage_label(metric)))
+    ax.set_yticklabels([in_figure(row.test.partition(", ")[2]) for row in table.itertuples()], fontsize=8)
     tidy(ax, axis="x")
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)

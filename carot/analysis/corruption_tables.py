@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from .effects import mean_std
-from .figures import look, tidy
+from .figures import drawn_titles, in_figure, look, tidy
 from .tables import in_order, titles
 from ..benchmarks.corruptions import CORRUPTIONS, SEVERITIES
 from ..calibration import METRICS, Metric
@@ -152,12 +152,13 @@ def draw_severities(
     "One metric, a line per method, with bars of one standard deviation over seeds."
     values = by_severity(results, metric.name) * metric.scale
     methods = in_order(values.index.unique("method"))
+    names = drawn_titles(methods)
     for method in methods:
         own = values.loc[method.reference]
         spread = own.std(ddof=1).to_numpy() if len(own) > 1 else None
-        ax.errorbar(own.columns, own.mean(), spread, label=titles(methods)[method.reference], linewidth=1.3,
+        ax.errorbar(own.columns, own.mean(), spread, label=names[method.reference], linewidth=1.3,
                     elinewidth=0.8, markersize=6, **look(method))
-    ax.set(xlabel="severity", ylabel=metric.label, xticks=values.columns)
+    ax.set(xlabel="severity", ylabel=in_figure(metric.label), xticks=values.columns)
     ax.set_xticks(values.columns, ["clean" if s == 0 else str(s) for s in values.columns])
     tidy(ax)
 

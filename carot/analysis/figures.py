@@ -5,8 +5,10 @@
 # %% ../../nbs/5_analysis/03_figures.ipynb #01a54778
 from __future__ import annotations
 
+import html
 import io
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,17 +22,17 @@ from PIL import Image
 
 from .tables import AVERAGE, HEADLINE, in_order, per_run, set_names, shown_methods, table, titles
 from ..calibration import Metric, reliability_diagram, risk_coverage, top_label
-from ..core import write_atomic
+from ..core import visible, write_atomic
 from ..evaluate import read_predictions
 from ..methods.base import Method
 from ..runs.records import RunFiles, recorded_method
 
 # %% auto #0
-__all__ = ['PLACES', 'ARROWS', 'COVERAGE', 'NO_TERMS', 'STYLE', 'png', 'svg', 'save_figure', 'look', 'tidy', 'boxes_of_point',
-           'place_text', 'label_points', 'draw_panel', 'label_panels', 'result_picture', 'draw_scatter',
-           'scatter_picture', 'draw_sets', 'per_set_picture', 'with_predictions', 'reliability_grid', 'risk_curve',
-           'risk_curves', 'draw_risk', 'risk_picture', 'running_mean', 'first_term', 'draw_losses', 'training_logs',
-           'training_curves', 'write_html']
+__all__ = ['PLACES', 'ARROWS', 'COVERAGE', 'NO_TERMS', 'STYLE', 'png', 'svg', 'save_figure', 'in_figure', 'drawn_titles', 'look',
+           'tidy', 'boxes_of_point', 'place_text', 'label_points', 'draw_panel', 'label_panels', 'result_picture',
+           'draw_scatter', 'scatter_picture', 'draw_sets', 'per_set_picture', 'with_predictions', 'reliability_grid',
+           'risk_curve', 'risk_curves', 'draw_risk', 'risk_picture', 'running_mean', 'first_term', 'draw_losses',
+           'training_logs', 'training_curves', 'write_html']
 
 # %% ../../nbs/5_analysis/03_figures.ipynb #be180256
 def png(
@@ -56,10 +58,24 @@ def save_figure(
     figure: Figure,
 ) -> bytes:  # content of the PNG file
     "Write <file>.png and <file>.svg."
-    write_atomic(f"{file}.svg", svg(figure))
     content = png(figure)
     write_atomic(f"{file}.png", content)
+    figure.set_layout_engine("none")  # it stands: to lay everything out again takes as long as to draw it
+    write_atomic(f"{file}.svg", svg(figure))
     return content
+
+# %% ../../nbs/5_analysis/03_figures.ipynb #428c735c
+def in_figure(
+    text: Any,
+) -> str:
+    "A text as matplotlib's."
+    return re.sub("^_", " _", visible(str(text))).replace("$", r"\$")
+
+def drawn_titles(
+    methods: Iterable[Method],
+) -> dict[str, str]:  # reference -> title
+    "What methods are called in figures."
+    return {reference: in_figure(title) for reference, title in titles(methods).items()}
 
 # %% ../../nbs/5_analysis/03_figures.ipynb #dc161fe4
 def look(
@@ -136,7 +152,7 @@ def draw_panel(
         points[names[reference]] = x, y, x_std, y_std
         ax.errorbar(x, y, xerr=x_std, yerr=y_std, linestyle="", elinewidth=1, markersize=8,
                     **look(recorded_method(reference, {})))
-    ax.set(xlabel=metrics[0].label, ylabel=metrics[1].label)
+    ax.set(xlabel=in_figure(metrics[0].label), ylabel=in_figure(metrics[1].label))
     ax.margins(0.14)
     ax.set_ylim(bottom=0, top=1.08 * ax.get_ylim()[1])
     tidy(ax)
@@ -159,8 +175,8 @@ def result_picture(
     metrics: tuple[Metric, Metric] = HEADLINE,  # to the right, and upwards
 ) -> Figure:
     "Calibration error against accuracy: in distribution, and averaged over the shifts."
-    values, names = [table(results, metric) for metric in metrics], titles(shown_methods(results))
-    heads = {name: f"in distribution: {name}" for name in set_names(results, True)}
+    values, names = [table(results, metric) for metric in metrics], drawn_titles(shown_methods(results))
+    heads = {name: f"in distribution: {in_figure(name)}" for name in set_names(results, True)}
     if AVERAGE in values[0]["mean"]: heads[AVERAGE] = f"mean over {len(set_names(results, False))} distribution shifts"
     figure, panels = Figure(figsize=(4.6 * len(heads), 3.9), layout="constrained"), {}
     for ax, (name, head) in zip(figure.subplots(1, len(heads), squeeze=False)[0], heads.items()):
@@ -194,7 +210,7 @@ def scatter_picture(
     metrics: Iterable[Metric] = HEADLINE,
 ) -> Figure | None:  # None: there are no shifts, or no ID set
     "Accuracy and ECE: mean over the shifts against in distribution, every run a point."
-    ids, names = set_names(results, True), titles(shown_methods(results))
+    ids, names = set_names(results, True), drawn_titles(shown_methods(results))
     if not ids or not set_names(results, False): return None
     metrics, panels = list(metrics), {}
     figure = Figure(figsize=(4.6 * len(metrics), 3.9), layout="constrained")
@@ -202,7 +218,8 @@ def scatter_picture(
         wide = metric.scale * per_run(results, metric)
         values = pd.DataFrame({"ID": wide[ids].mean(axis=1), "shifts": wide[AVERAGE]})
         panels[ax] = draw_scatter(ax, values.droplevel(["seed", "run"]).dropna(), names)
-        ax.set(xlabel=f"{metric.label}, {' and '.join(ids)} (ID)", ylabel=f"{metric.label}, mean over shifts")
+        label = in_figure(metric.label)
+        ax.set(xlabel=f"{label}, {in_figure(' and '.join(ids))} (ID)", ylabel=f"{label}, mean over shifts")
     return label_panels(figure, panels)
 
 # %% ../../nbs/5_analysis/03_figures.ipynb #40a9b889
@@ -221,7 +238,7 @@ def draw_sets(
         ax.errorbar(mean.loc[reference], at, xerr=std.loc[reference].fillna(0), yerr=0, linestyle="", elinewidth=1,
                     markersize=5.5, label=names[reference], **look(recorded_method(reference, {})))
     for line in range(1, len(sets)): ax.axhline(line - 0.5, color="0.88", linewidth=0.8, zorder=0)
-    ax.set(xlabel=metric.label, yticks=range(len(sets)), ylim=(len(sets) - 0.5, -0.5))
+    ax.set(xlabel=in_figure(metric.label), yticks=range(len(sets)), ylim=(len(sets) - 0.5, -0.5))
     tidy(ax, axis="x")
     ax.tick_params(axis="y", length=0)
     ax.locator_params(axis="x", nbins=6)
@@ -231,13 +248,13 @@ def per_set_picture(
     metrics: Iterable[Metric] = HEADLINE,
 ) -> Figure:
     "Accuracy and ECE of every method on every set."
-    metrics, names, ids = list(metrics), titles(shown_methods(results)), set_names(results, True)
+    metrics, names, ids = list(metrics), drawn_titles(shown_methods(results)), set_names(results, True)
     tables = [table(results, metric) for metric in metrics]
     sets = tables[0]["mean"].columns
     figure = Figure(figsize=(4.6 * len(metrics), 1.3 + 0.7 * len(sets)), layout="constrained")
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for ax, metric, values in zip(axes, metrics, tables): draw_sets(ax, values, metric, names)
-    axes[0].set_yticklabels([f"{name} (ID)" if name in ids else name for name in sets])
+    axes[0].set_yticklabels([in_figure(f"{name} (ID)" if name in ids else name) for name in sets])
     bars, texts = axes[0].get_legend_handles_labels()
     figure.legend([bar[0] for bar in bars], texts, loc="outside upper center", ncols=6, frameon=False)
     return figure
@@ -258,7 +275,7 @@ def reliability_grid(
     "Reliability diagrams: methods × sets, one run per method."
     chosen, sets = with_predictions(runs), set_names(results, True) + set_names(results, False)
     if not chosen: return None
-    names, last = titles(run.method for run in chosen.values()), len(chosen) - 1
+    names, last = drawn_titles(run.method for run in chosen.values()), len(chosen) - 1
     figure = Figure(figsize=(1.85 * len(sets) + 0.3, 2.15 * len(chosen) + 0.3), layout="constrained")
     axes = figure.subplots(len(chosen), len(sets), squeeze=False)
     for i, (reference, run) in enumerate(chosen.items()):
@@ -269,7 +286,7 @@ def reliability_grid(
             reliability_diagram(saved.probs, saved.labels, ax=ax)
             ax.set(xlabel="confidence" if i == last else "", ylabel="" if j else f"{names[reference]}\naccuracy")
             ax.tick_params(labelsize=7, labelleft=j == 0, labelbottom=i == last)
-            if i == 0: ax.set_title(name, fontsize=10)
+            if i == 0: ax.set_title(in_figure(name), fontsize=10)
     return figure
 
 # %% ../../nbs/5_analysis/03_figures.ipynb #e12e2cbf
@@ -306,7 +323,7 @@ def draw_risk(
 ) -> None:
     "Risk against coverage, a curve for each method."
     methods = in_order(curves.method.unique())
-    names = titles(methods)
+    names = drawn_titles(methods)
     for method in methods:
         found = curves[curves.method == method.reference]
         ax.plot(100 * COVERAGE, 100 * np.mean(list(found.risk), axis=0),
@@ -338,7 +355,7 @@ def running_mean(
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
 
 # %% ../../nbs/5_analysis/03_figures.ipynb #4a52cc09
-NO_TERMS = ("stage", "step", "epoch", "lr", "loss", "pairs_per_second")  # columns of train.tsv
+NO_TERMS = ("stage", "step", "epoch", "seconds", "lr", "loss", "pairs_per_second")  # columns of train.tsv
 
 def first_term(
     log: pd.DataFrame,  # of one stage
@@ -360,7 +377,7 @@ def draw_losses(
             if column is None: continue
             ax.plot(steps, rows[column], color=colour, alpha=0.2, linewidth=0.6)
             ax.plot(steps, running_mean(rows[column].to_numpy(), window), style, color=colour, linewidth=1.6,
-                    label=column)
+                    label=in_figure(column))
         if start: ax.axvline(start, color="0.6", linewidth=0.8, linestyle="--")
         start += len(rows)
 
@@ -383,7 +400,7 @@ def training_curves(
     logs = training_logs(runs)
     if not logs: return None
     methods = in_order(logs)
-    names, figure = titles(methods), Figure(figsize=(2.3 * len(logs) + 0.2, 2.5), layout="constrained")
+    names, figure = drawn_titles(methods), Figure(figsize=(2.3 * len(logs) + 0.2, 2.5), layout="constrained")
     for method, ax in zip(methods, figure.subplots(1, len(logs), squeeze=False)[0]):
         for log in logs[method.reference]: draw_losses(ax, log, method.colour)
         ax.set_title(names[method.reference], fontsize=10)
@@ -410,7 +427,7 @@ def write_html(
 
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True,
                             exclude_output_prompt=True)
-    body, title = exporter.from_filename(str(notebook))[0], Path(notebook).stem
+    body, title = exporter.from_filename(str(notebook))[0], html.escape(Path(notebook).stem)
     head = f'<head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>'
     page = f'<!DOCTYPE html>\n<html lang="en">{head}\n<body>\n{body}\n</body></html>\n'
     return write_atomic(Path(notebook).with_suffix(".html"), page)

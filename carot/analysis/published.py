@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .tables import AVERAGE, cells, markdown, shown_methods, table, titles
+from .tables import AVERAGE, cells, in_markdown, markdown, shown_methods, table, titles
 from ..calibration import METRICS, Metric, find_metric
 from ..core import UserError
 from ..data import BenchmarkSpec
@@ -129,7 +129,7 @@ def compare_means(
 ) -> str:
     "Whether the means over the shifts are within the tolerance of the paper's, in Markdown; or why one cannot say."
     reasons = incomparable(spec, runs, results, metric)
-    if reasons: return f"Not measured against the paper: {'; '.join(reasons)}."
+    if reasons: return f"Not measured against the paper: {in_markdown('; '.join(reasons))}."
     metric, rows = find_metric(metric), []
     paper = published_figures(spec, metric).query("source == 'paper'").set_index("method")[AVERAGE]
     ours, tolerance = table(results, metric)["mean"][AVERAGE].dropna(), TOLERANCE[metric.name]

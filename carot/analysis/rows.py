@@ -123,7 +123,7 @@ def rows_table(
         values = [value for name, value in figures.items() if name != "ImageNet"]
         return f"{sum(values) / len(values):.4f}" if values else "–"
     return pd.DataFrame([(row.table, row.name, row.model, f"{row.figures.get('ImageNet', float('nan')):.4f}",
-                          shifts(row.figures), f"`{row.command}`") for row in rows],
+                          shifts(row.figures), row.command) for row in rows],
                         columns=["table", "row", "model", "ImageNet", "mean of the shifts given", "command"])
 
 # %% ../../nbs/5_analysis/10_rows.ipynb #5f09ae71

@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 import html
+import json
 import math
 import re
-from collections.abc import Iterable
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,20 +21,25 @@ import numpy as np
 import pandas as pd
 
 from ..calibration import METRICS, Metric, find_metric, find_metrics
-from ..core import UserError, spell, unknown, write_atomic
+from ..core import UserError, spell, unknown, visible, write_atomic
 from ..data import BenchmarkSpec, benchmark_spec
+from ..engine.log import WARNING
 from ..evaluate import metrics_table, read_predictions
 from ..methods.base import Method
+from ..runs import fingerprints
 from ..runs.records import RunFiles, all_runs, as_settings, find_runs, recorded_method
-from ..runs.settings import usual_methods
+from ..runs.settings import resolve, usual_methods
+from ..runs.sweeps import metric_rows
 
 # %% auto #0
-__all__ = ['COLUMNS', 'AVERAGE', 'COEFFICIENTS', 'COEFFICIENT_COLUMNS', 'HEADLINE', 'ALIKE', 'UNLIKE', 'read_metrics',
-           'add_metric', 'with_metrics', 'in_order', 'usual_references', 'results_of', 'collect', 'shown_methods',
-           'titles', 'set_names', 'per_run', 'table', 'cells', 'leaders', 'markdown', 'text_table', 'markdown_table',
-           'table_runs', 'html_table', 'in_latex', 'latex', 'batch_sizes', 'caption', 'write_table', 'save_table',
-           'coefficient_cells', 'coefficient_runs', 'coefficient_table', 'settings_table', 'cost_table', 'recomputed',
-           'disagreements', 'must_agree', 'differences', 'spec_of']
+__all__ = ['COLUMNS', 'CHOICES', 'AVERAGE', 'BOLD', 'MARKS', 'NO_FORMULAS', 'LATEX', 'COEFFICIENTS', 'COEFFICIENT_COLUMNS',
+           'HEADLINE', 'ALIKE', 'UNLIKE', 'read_metrics', 'add_metric', 'with_metrics', 'parts_of', 'choice',
+           'most_common', 'at_hand', 'differing', 'comparable', 'tell_left_out', 'in_order', 'usual_references',
+           'results_of', 'collect', 'shown_methods', 'titles', 'set_names', 'per_run', 'table', 'cells', 'leaders',
+           'in_markdown', 'in_code', 'as_texts', 'markdown', 'text_table', 'markdown_table', 'table_runs', 'html_table',
+           'html_page', 'in_latex', 'latex', 'batch_sizes', 'about', 'write_table', 'save_table', 'coefficient_cells',
+           'coefficient_runs', 'coefficient_table', 'settings_table', 'cost_table', 'recomputed', 'disagreements',
+           'must_agree', 'differences', 'spec_of']
 
 # %% ../../nbs/5_analysis/02_tables.ipynb #3a898105
 COLUMNS = ["method", "setting", "seed", "run", "set", "id", "n", "metric", "value"]
@@ -38,14 +47,9 @@ COLUMNS = ["method", "setting", "seed", "run", "set", "id", "n", "metric", "valu
 def read_metrics(
     run: RunFiles,
 ) -> pd.DataFrame:  # columns `COLUMNS`; method: the reference of the run's method
-    "A complete run's metrics.tsv, with columns that say whose it is."
-    file = run.path/"metrics.tsv"
-    types = {"set": str, "id": bool, "n": int, "metric": str, "value": float}
-    try:
-        found = pd.read_csv(file, sep="\t", dtype=types, keep_default_na=False, na_values={"value": ["", "nan"]})
-        return found.assign(method=run.method.reference, setting=run.setting, seed=run.seed, run=run.name)[COLUMNS]
-    except (ValueError, KeyError) as error:  # a set may well be called NA, hence the options above
-        raise UserError(f"cannot read {file} ({error}); delete {run.path} and run again") from None
+    "A complete run's metrics.tsv, with columns that say whose it is. Raises `UserError`."
+    whose = {"method": run.method.reference, "setting": run.setting, "seed": run.seed, "run": run.name}
+    return metric_rows(run.path).assign(**whose)[COLUMNS]
 
 # %% ../../nbs/5_analysis/02_tables.ipynb #4199e8c1
 def add_metric(
@@ -69,6 +73,78 @@ def with_metrics(
     logged = read_metrics(run)
     known = set(logged.metric)
     return pd.concat([logged, *(add_metric(run, logged, metric) for metric in metrics if metric.name not in known)])
+
+# %% ../../nbs/5_analysis/02_tables.ipynb #0a1d4e27
+CHOICES = {"classes": ("templates",), "": ("model", "pretrained"),  # part of a record: the settings that choose it
+           "train": ("pairs", "pairs_separator", "image_column", "caption_column", "shots")}
+
+def parts_of(
+    run: RunFiles,
+) -> dict[str, Any]:  # "classes", each set, and "" for the weights; empty for an older record
+    "What a run was made from."
+    parts = (run.config.get("data") or {}) | {"": run.config.get("weights")}
+    return {name: fact for name, fact in parts.items() if fact}
+
+def choice(
+    run: RunFiles,
+    part: str,  # as from `parts_of`
+) -> tuple:
+    "Runs of the same choice should agree in a part."
+    names = CHOICES.get(part, ()) + (("seed",) if part == "train" and run.parameters.get("shots") else ())
+    return part, *(run.parameters.get(name) for name in names)
+
+# %% ../../nbs/5_analysis/02_tables.ipynb #554509ea
+def most_common(
+    runs: list[RunFiles],
+) -> dict[tuple, Any]:  # choice -> what most runs of it were made from; of as many, the first
+    "What there should be one of."
+    found: dict[tuple, Counter] = {}
+    for run in runs:
+        for part, fact in parts_of(run).items():
+            found.setdefault(choice(run, part), Counter())[json.dumps(fact, sort_keys=True)] += 1
+    return {chosen: json.loads(facts.most_common(1)[0][0]) for chosen, facts in found.items()}
+
+def at_hand(
+    run: RunFiles,
+    benchmark: str,  # as it was asked for
+) -> dict[str, Any]:  # data and weights, as far as they are here
+    "What the run would be made from now."
+    try: now = fingerprints.data_and_weights(resolve(run.parameters | {"benchmark": benchmark}))
+    except UserError: return {}
+    return {name: fact for name, fact in now.items() if fact}
+
+def differing(
+    runs: list[RunFiles],  # complete, with records
+    benchmark: str,
+) -> dict[Path, str]:  # directory -> in what it differs; only of those that do
+    "The runs that were made from something else than the others."
+    usual, found = most_common(runs), {}
+    for run in runs:
+        parts = {name: usual[choice(run, name)] for name in parts_of(run)}
+        weights = parts.pop("", None)
+        expected: Mapping[str, Any] = {"data": parts, "weights": weights} | at_hand(run, benchmark)
+        found[run.path] = "; ".join(fingerprints.differences(run.config, expected, run.path))
+    return {path: words for path, words in found.items() if words}
+
+def comparable(
+    runs: list[RunFiles],  # from `find_runs`
+    benchmark: str,
+) -> list[RunFiles]:  # the same; those of other data or weights are not complete
+    "Runs whose complete ones may stand in one table. Raises `UserError` if there are none."
+    complete = [run for run in runs if run.state == "complete"]
+    with fingerprints.look_once(): others = differing([run for run in complete if parts_of(run)], benchmark)
+    if complete and len(others) == len(complete):
+        raise UserError(f"no run on {benchmark} is of the data and weights that are here: "
+                        f"{next(iter(others.values()))}; put them back, or make the runs anew in another folder (out)")
+    return [replace(run, state=f"other data: {others[run.path]}") if run.path in others else run for run in runs]
+
+def tell_left_out(
+    runs: list[RunFiles],  # from `comparable`
+) -> None:
+    "A line for each run that is damaged, or of other data."
+    for run in runs:
+        if not run.state.startswith(("damaged", "other data")): continue
+        print(WARNING, visible(f"{run.name} {run.state}"), file=sys.stderr)
 
 # %% ../../nbs/5_analysis/02_tables.ipynb #30a9c5e4
 def in_order(
@@ -104,7 +180,7 @@ def collect(
     seeds: list[int] | None = None,  # None: all
 ) -> pd.DataFrame:  # as from `results_of`
     "The results of all complete runs at one setting."
-    return results_of(find_runs(out, benchmark, select, methods, seeds), metrics, methods)
+    return results_of(comparable(find_runs(out, benchmark, select, methods, seeds), benchmark), metrics, methods)
 
 # %% ../../nbs/5_analysis/02_tables.ipynb #05780121
 def shown_methods(
@@ -151,7 +227,7 @@ def table(
     metric: str | Metric,
 ) -> pd.DataFrame:  # index: the shown methods; columns: ("mean" | "std" | "runs", set)
     "Mean and standard deviation over seeds. Fractions, as in metrics.tsv; NaN where there are no runs."
-    values = per_run(results, metric).groupby("method")
+    values = per_run(results, metric).groupby(level="method")  # by level: a set may be called method, too
     mean, std = values.agg(lambda v: v.mean(skipna=False)), values.agg(lambda v: v.std(ddof=1, skipna=False))
     order = pd.Index([method.reference for method in shown_methods(results)], name="method")
     return pd.concat({"mean": mean, "std": std, "runs": values.count()}, axis=1).reindex(order)
@@ -186,12 +262,46 @@ def leaders(
     words = [f"{who} on {', '.join(columns)}" for who, columns in where.items() if who]
     return f"{'Highest' if find_metric(metric).higher_is_better else 'Lowest'}: {'; '.join(words)}." if words else ""
 
+# %% ../../nbs/5_analysis/02_tables.ipynb #e4159f10
+BOLD = re.compile(r"\*\*([-+–\d., \[\]]+|outside)\*\*")  # in a cell: a number, or the word that stands for one
+MARKS = re.compile(r"[\\`*|~@$]|<(?=[a-z/!?]|$)|&(?=[a-z#]|$)|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|:(?=//)|(?<=www)\.",
+                   re.IGNORECASE)
+NO_FORMULAS = "tex2jax_ignore mathjax_ignore"  # classes of HTML
+
+def in_markdown(
+    text: Any,
+) -> str:  # for the middle of a line
+    "A text as Markdown's: no HTML, link, emphasis, code or formula, and no end of a table's cell."
+    def escaped(found): return f"<span>\\{found[0]}</span>" if found[0] in "\\$" else f"\\{found[0]}"
+    return MARKS.sub(escaped, visible(str(text)))
+
+def in_code(
+    text: Any,
+) -> str:  # not for tables
+    "A text as Markdown's code, between more backticks than it has in a row."
+    shown = visible(str(text))
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    edge = " " * (len(fence) > 1)
+    return f"{fence}{edge}{shown}{edge}{fence}"
+
+def as_texts(
+    frame: pd.DataFrame,  # of anything; the index is not shown
+    escape: Callable[[str], str],  # what makes a text one of the format
+    bold: str,  # "**…**"
+) -> list[list[str]]:  # the head, and the rows
+    "The texts of a table in some format."
+    def cell(value):
+        parts = enumerate(BOLD.split(str(value)))
+        return "".join(bold.replace("…", escape(part)) if i % 2 else escape(part) for i, part in parts)
+    rows = [[escape(str(first)), *map(cell, rest)] for first, *rest in frame.to_numpy()]
+    return [[escape(str(name)) for name in frame.columns], *rows]
+
 # %% ../../nbs/5_analysis/02_tables.ipynb #7de9e09d
 def markdown(
     frame: pd.DataFrame,  # of anything; the index is not shown
 ) -> str:
     "A Markdown table, its columns aligned."
-    rows = [[str(value) for value in row] for row in (frame.columns, *frame.to_numpy())]
+    rows = as_texts(frame, in_markdown, "**…**")
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(value.ljust(width) for value, width in zip(row, widths)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
@@ -203,8 +313,9 @@ def text_table(
     "Table 2 or 3 as it is printed."
     means = table(results, metric)
     text = cells(means, metric).rename(columns={name: f"{name} (ID)" for name in set_names(results, True)})
-    text.insert(0, "runs", means["runs"].max(axis=1).fillna(0).astype(int))
-    text.insert(0, "method", text.index.map(titles(shown_methods(results))))
+    runs = means["runs"].max(axis=1).fillna(0).astype(int)
+    text.insert(0, "runs", runs, allow_duplicates=True)
+    text.insert(0, "method", text.index.map(titles(shown_methods(results))), allow_duplicates=True)
     return text
 
 def markdown_table(
@@ -220,11 +331,12 @@ def table_runs(
     metric: str | Metric,
 ) -> pd.DataFrame:  # of strings; index and columns as in `table`
     "The runs behind each cell of a table, or \"not run\"."
-    values = per_run(results, metric).reset_index("run")
-    columns = values.columns.drop("run")
-    def names(found): return pd.Series({name: " ".join(found.run[found[name].notna()]) for name in columns})
+    values = per_run(results, metric)
+    runs = pd.Series(values.index.get_level_values("run"), values.index)
+    there = pd.DataFrame({name: runs.where(values[name].notna()) for name in values})
+    found = there.groupby(level="method").agg(lambda column: " ".join(column.dropna()))
     order = pd.Index([method.reference for method in shown_methods(results)], name="method")
-    return values.groupby("method").apply(names).reindex(order).replace("", np.nan).fillna("not run")
+    return found.reindex(order).replace("", np.nan).fillna("not run")
 
 # %% ../../nbs/5_analysis/02_tables.ipynb #86eea7fa
 def html_table(
@@ -232,30 +344,44 @@ def html_table(
     metric: str | Metric,
 ) -> str:
     "Table 2 or 3 in HTML; each cell's tooltip names its runs."
-    made, ids = table_runs(results, metric), set_names(results, True)
-    text = cells(table(results, metric), metric).map(lambda cell: re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", cell))
-    def with_tooltips(column):
-        return [f'<span title="{html.escape(runs)}">{cell}</span>' for cell, runs in zip(column, made[column.name])]
-    text = text.apply(with_tooltips)
-    text.insert(0, "method", text.index.map(titles(shown_methods(results))).map(html.escape))
-    names = {name: html.escape(f"{name} (ID)" if name in ids else name) for name in text}
-    return text.rename(columns=names).to_html(index=False, escape=False, border=0)
+    made, ids, names = table_runs(results, metric), set_names(results, True), titles(shown_methods(results))
+    head, *rows = as_texts(cells(table(results, metric), metric).reset_index(allow_duplicates=True), html.escape,
+                           "<b>…</b>")
+    head = ["method", *(f"{name} (ID)" if real in ids else name for name, real in zip(head[1:], made))]
+    def cell(text, runs): return f'<span title="{html.escape(runs)}">{text}</span>'
+    shown = [[html.escape(names[method]), *map(cell, row[1:], made.loc[method])]
+             for method, row in zip(made.index, rows)]
+    return pd.DataFrame(shown, columns=head).to_html(index=False, escape=False, border=0)
+
+def html_page(
+    results: pd.DataFrame,  # from `collect`
+    metric: str | Metric,
+    caption: str,
+) -> str:
+    "Table 2 or 3 in HTML between its caption and who leads."
+    about, said = html.escape(caption), html.escape(leaders(results, metric))
+    return f'<div class="{NO_FORMULAS}"><p>{about}</p>{html_table(results, metric)}<p>{said}</p></div>'
 
 # %% ../../nbs/5_analysis/02_tables.ipynb #39eb22cf
+LATEX = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}",
+         ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "–": "--",
+         **{c: rf"\{c}" for c in "%_&#${}"}}
+
 def in_latex(
     text: Any,
 ) -> str:
-    "A cell as LaTeX: special characters, bold, and the plus-minus sign."
-    text = re.sub(r"([%_&#$])", r"\\\1", str(text).replace("±", "§").replace("–", "--"))
-    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text).replace("§", r"$\pm$")
+    "A text as LaTeX's."
+    text = "".join(LATEX.get(c, c) for c in visible(str(text)))
+    return re.sub(r"^[\[*]", r"{\g<0>}", text)
 
 def latex(
     frame: pd.DataFrame,  # as for `markdown`
     caption: str = "",
 ) -> str:
     "A table in LaTeX."
-    texts, caption = frame.map(in_latex).rename(columns=in_latex), in_latex(caption.replace("**", "")) or None
-    return texts.to_latex(index=False, escape=False, caption=caption, column_format="l" * len(frame.columns))
+    head, *rows = as_texts(frame, in_latex, r"\textbf{…}")
+    texts = pd.DataFrame(rows, columns=head)
+    return texts.to_latex(index=False, escape=False, caption=in_latex(caption) or None, column_format="l" * len(head))
 
 # %% ../../nbs/5_analysis/02_tables.ipynb #64e8e0c4
 def batch_sizes(
@@ -264,17 +390,16 @@ def batch_sizes(
     "The evaluation batch of complete runs, in words if there are several."
     return " or ".join(map(str, sorted({run.parameters["eval_batch_size"] for run in runs if run.state == "complete"})))
 
-def caption(
+def about(
     runs: list[RunFiles],  # from `find_runs`
     metric: str | Metric,
     select: str = "",  # as for `find_runs`
-    title: str = "",  # "": the metric's
 ) -> str:
     "What a table shows, in words."
     metric = find_metric(metric)
     bold = {1: "; highest in bold", 0: "", -1: "; lowest in bold"}[metric.sign]
     setting = f"setting {select}" if select else "default settings"
-    return (f"**{title or metric.title}.** Benchmark {runs[0].path.parent.parent.name}, {setting}. "
+    return (f"Benchmark {runs[0].path.parent.parent.name}, {setting}. "
             f"Mean ± standard deviation over seeds where there are several{bold}.")
 
 # %% ../../nbs/5_analysis/02_tables.ipynb #c7a41187
@@ -287,10 +412,10 @@ def write_table(
     title: str = "",  # "": the metric's
 ) -> str:  # the Markdown
     "Write a table as <file>.md, <file>.tex and <file>.tsv, and the runs behind its cells as <file>_runs.tsv."
-    title = caption(runs, metric, select, title)
-    text = f"{title}\n\n{markdown_table(results, metric)}\n"
+    title, words = title or find_metric(metric).title, about(runs, metric, select)
+    text = f"**{in_markdown(title)}.** {in_markdown(words)}\n\n{markdown_table(results, metric)}\n"
     write_atomic(f"{file}.md", text)
-    write_atomic(f"{file}.tex", latex(text_table(results, metric), title))
+    write_atomic(f"{file}.tex", latex(text_table(results, metric), f"{title}. {words}"))
     write_atomic(f"{file}_runs.tsv", table_runs(results, metric).to_csv(sep="\t"))
     numbers = table(results, metric)
     numbers.columns = [name if which == "mean" else f"{name} {which}" for which, name in numbers.columns]
@@ -305,7 +430,7 @@ def save_table(
     numbers: pd.DataFrame | None = None,  # as it is computed with; None: the same
 ) -> str:  # the Markdown
     "Write <file>.md and <file>.tsv."
-    page = f"**{caption}**\n\n{markdown(text)}\n"
+    page = f"**{in_markdown(caption)}**\n\n{markdown(text)}\n"
     write_atomic(f"{file}.md", page)
     write_atomic(f"{file}.tsv", (text if numbers is None else numbers).to_csv(sep="\t", index=False))
     return page
@@ -338,7 +463,7 @@ def coefficient_runs(
     "A method's runs by the two coefficients."
     def rest(setting): return {k: v for k, v in as_settings(setting).items() if k not in COEFFICIENTS}
     found = {}
-    for run in all_runs(out, benchmark):
+    for run in comparable(all_runs(out, benchmark), benchmark):
         asked = run.method.reference == method and (seeds is None or run.seed in seeds)
         if asked and run.state == "complete" and rest(run.setting) == rest(select):
             found.setdefault(tuple(run.parameters[name] for name in COEFFICIENTS), []).append(run)

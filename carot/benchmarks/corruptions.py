@@ -9,7 +9,7 @@ import io
 import math
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -411,6 +411,10 @@ class Corrupted:
         self.transform, self.side = transform, side
 
     def __len__(self): return len(self.dataset)
+
+    def identity(self) -> Iterator[bytes]:
+        "What tells these images from others that are made of the same data set."
+        yield f"{self.corruption} {self.severity} {self.side}".encode()
 
     def __getitem__(self, index):
         index = range(len(self))[index]  # negative indices, IndexError

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,8 @@ def decode_image(
         if is_plain_jpeg(data): return decode_jpeg(data)
     except ValueError: pass  # damage: PIL knows
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image: return np.array(to_rgb(image))
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return np.array(to_rgb(image))
     except MemoryError: raise
     except Exception as error: raise bad_image(name, error, data[:4]) from None
 

@@ -6,20 +6,24 @@
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from ..core import UserError
-from ..data import Images, read_image
+from ..data import Images, open_regular, read_image
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'OTHER_SUFFIXES', 'is_folder', 'entries', 'image_names', 'list_images', 'list_folders', 'LabelledImages',
+__all__ = ['SUFFIXES', 'OTHER_SUFFIXES', 'SEEN_WHOLE', 'LONGEST_LOOK', 'is_folder', 'entries', 'image_names', 'list_images',
+           'list_folders', 'spread', 'file_size', 'file_sizes', 'file_start', 'files_identity', 'LabelledImages',
            'ImagePaths', 'class_folders', 'other_images', 'tell_left_out', 'scan_classes']
 
 # %% ../../nbs/2_benchmarks/03_files.ipynb #c2bbad88
@@ -56,6 +60,59 @@ def list_folders(
 ) -> list[str]:  # names, sorted
     "Folders directly in a folder."
     return [entry.name for entry in entries(folder) if is_folder(entry)]
+
+# %% ../../nbs/2_benchmarks/03_files.ipynb #43e2d875
+SEEN_WHOLE = 256  # images of a set whose content is looked at
+LONGEST_LOOK = 2**24  # bytes of each
+
+def spread(
+    n: int,  # images of a set
+) -> list[int]:  # at most `SEEN_WHOLE` indices, the first and the last among them
+    "Images that stand for all."
+    return [int(index) for index in np.unique(np.linspace(0, n - 1, min(n, SEEN_WHOLE)).astype(int))]
+
+def file_size(
+    name: bytes,
+    folder: int,  # descriptor of the open folder that it is relative to
+) -> int:  # -1: no regular file
+    "The bytes of a file."
+    try: found = os.stat(name, dir_fd=folder)
+    except (OSError, ValueError): return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
+
+def file_sizes(
+    root: str | Path,
+    names: Iterable[bytes],  # relative to `root`
+    threads: int = 16,  # on a network file system each answer takes a while
+) -> np.ndarray:  # as from `file_size`
+    "The bytes of each file."
+    names = iter(names)
+    try: folder = os.open(root or ".", os.O_RDONLY)
+    except OSError: return np.array([-1 for _ in names], np.int64)
+    def sizes(part): return array("q", [file_size(name, folder) for name in part])
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(sizes, iter(lambda: list(islice(names, 1000)), [])))
+    finally: os.close(folder)
+    return np.concatenate([np.zeros(0, np.int64), *parts])
+
+def file_start(
+    path: str,
+) -> bytes:  # empty if it cannot be read
+    "The content of a file, or the beginning of a very long one."
+    try:
+        with open_regular(path) as file: return file.read(LONGEST_LOOK)
+    except (OSError, ValueError): return b""
+
+def files_identity(
+    root: str | Path,
+    names: Iterable[bytes],  # relative to `root`
+    path: Callable[[int], str],  # of an image
+) -> Iterator[bytes | np.ndarray]:
+    "Sizes of all files and content of some."
+    sizes = file_sizes(root, names)
+    yield sizes
+    for index in spread(len(sizes)): yield file_start(path(index))
 
 # %% ../../nbs/2_benchmarks/03_files.ipynb #5e0b387f
 class LabelledImages(Images, Protocol):
@@ -96,6 +153,12 @@ class ImagePaths:
     def __getitem__(self, index):
         image = self.read(self.path(index))
         return (self.transform(image) if self.transform else image), int(self.labels[index])
+
+    def identity(self) -> Iterator[bytes | np.ndarray]:
+        "What tells these images from any others, wherever the folder is."
+        yield from (self.paths, self.ends, self.labels)
+        names = self.paths.data
+        yield from files_identity(self.root, (bytes(names[a:b]) for a, b in pairwise(self.ends.tolist())), self.path)
 
     def subset(
         self,

@@ -14,7 +14,7 @@ import numpy as np
 from .files import ImagePaths, LabelledImages, list_folders
 from .inspect import SetReport, look_at_set
 from .shards import class_dataset
-from ..core import UserError, unknown
+from ..core import UserError, check_name, check_set_name, unknown
 from ..data import Benchmark, BenchmarkSpec, EvalSet, Images, read_lines
 
 # %% auto #0
@@ -44,6 +44,7 @@ def class_names(
         twin = seen.setdefault(name.lower(), folder)
         if twin != folder: raise UserError(f"the classes {twin!r} and {folder!r} are both called {name.lower()!r} in "
                                            f"captions; give them different names in {file}")
+        check_name(f"class folder {place/folder}", name)
         names[folder] = name
     missing = [folder for folder in folders if folder not in names]
     if missing: raise UserError(f"{file} has no line for the class folder {missing[0]!r}; add it or move the folder "
@@ -73,6 +74,7 @@ def find_sets(
             raise UserError(f"there is no folder {Path(root)/needed}; a benchmark needs train/ and val/ with a folder "
                             f"per class; found {there}")
     shifts = {name: name for name in found if name not in ("train", "val", "test")}
+    for name in shifts: check_set_name(name, f"folder {Path(root)/name}")
     if "test" in found: return {"test": "test"} | shifts
     if "validation" in found: raise UserError(f"{root} has val and validation; call one of them test")
     return {"validation": "val"} | shifts
@@ -161,8 +163,9 @@ def look_at_eval_set(
     "An evaluation set: a shift may hold some of the classes only."
     def read(place): return eval_set(place, labels, None, folder == "test").dataset
     report = look_at_set(name, lambda: root/folder, read, len(labels), root, lenient=True)
-    incomplete = report.warning.removesuffix(": results are not comparable")
-    if incomplete != report.warning: report.warning = incomplete if folder == "test" else ""
+    suffix = ": results are not comparable"
+    said = [text for text in report.warning.split("; ") if folder == "test" or not text.endswith(suffix)]
+    report.warning = "; ".join(text.removesuffix(suffix) for text in said)
     return report
 
 def look_at_folder(

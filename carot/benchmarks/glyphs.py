@@ -10,7 +10,7 @@ import math
 import os
 import unicodedata
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,11 @@ from ..data import ArrayImages, Benchmark, BenchmarkSpec, EvalSet
 
 # %% auto #0
 __all__ = ['CLASSES', 'SHAPES', 'DIGITS', 'FACES', 'BOX', 'SIDE', 'COLOURS', 'CONTRAST', 'STYLES', 'RECIPES', 'TEMPLATES',
-           'CHECKSUMS', 'DEFAULTS', 'METHOD_DEFAULTS', 'NOTE', 'GLYPHS', 'concepts', 'font_file', 'charmap',
-           'draw_mask', 'masks', 'outline', 'Draw', 'coordinates', 'pose', 'palette', 'foreground', 'rgb',
+           'CHECKSUMS', 'DEFAULTS', 'METHOD_DEFAULTS', 'NOTE', 'GLYPHS', 'class_pairs', 'concepts', 'font_file',
+           'charmap', 'draw_mask', 'masks', 'outline', 'Draw', 'coordinates', 'pose', 'palette', 'foreground', 'rgb',
            'draw_glyphs', 'photo', 'blur', 'stripes', 'rendition', 'sketch', 'cluttered', 'odd_view', 'printed',
-           'typical', 'render', 'make_set', 'checksum', 'cache_folder', 'all_sets', 'load_sets']
+           'typical', 'render', 'make_set', 'checksum', 'cache_folder', 'all_sets', 'drawn_benchmark', 'load_sets',
+           'outlined']
 
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #0e39007c
 if TYPE_CHECKING:
@@ -59,10 +60,14 @@ CLASSES = """
 SHAPES = range(0x2600, 0x27C0), range(0x1F400, 0x1F650)  # pictographs and faces
 DIGITS = "zero one two three four five six seven eight nine".split()
 
+def class_pairs() -> list[tuple[str, str]]:
+    "The (character, name) pairs of the 100 classes."
+    return [(item[0], item[2:]) for item in map(str.strip, CLASSES.replace("\n", " ").split(","))]
+
 @cache
 def concepts() -> list[tuple[str, str]]:
     "All (character, name) pairs: the 100 classes first, then what else the pretraining corpus shows."
-    classes = [(item[0], item[2:]) for item in map(str.strip, CLASSES.replace("\n", " ").split(","))]
+    classes = class_pairs()
     taken = {part for pair in classes for part in pair}
     others = [(chr(code), unicodedata.name(chr(code), "").lower().replace("-", " "))
               for code in sorted(charmap(FACES[0])) if any(code in span for span in SHAPES)]
@@ -390,6 +395,23 @@ NOTE = ("Drawn images of 32×32 pixels, not photographs; a CLIP pretrained in mi
         "accuracy is up to 0.7 points.")
 
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #36bc6214
+def drawn_benchmark(
+    name: str,  # of the benchmark
+    sets: Mapping[str, Any],  # uint8 (N, 3, SIDE, SIDE) by name, in class order
+    checksums: dict,  # they stand for the images
+    note: str,  # what a reader of its results must know
+    transform: Callable | None = None,  # of every image: PIL -> tensor
+    train_transform: Callable | None = None,  # of training images
+) -> Benchmark:
+    "The benchmark that these sets are."
+    def dataset(part, transform):
+        labels = np.arange(100).repeat(len(sets[part]) // 100)
+        return ArrayImages(sets[part], labels, transform, checksums[part])
+    return Benchmark(
+        name=name, classnames=[name for _, name in class_pairs()], templates=TEMPLATES, note=note,
+        train=dataset("train", train_transform), val=dataset("val", transform),
+        eval={part: EvalSet(dataset(part, transform), id=part == "Glyphs") for part in list(sets)[2:]})
+
 def load_sets(
     name: str,  # of the benchmark
     recipes: dict,  # its sets, as `RECIPES`
@@ -401,18 +423,22 @@ def load_sets(
     eval_sets=None,  # not used: no set costs more than reading it
 ) -> Benchmark:
     "A benchmark of drawn sets; see `carot.data.load_benchmark`."
-    sets = all_sets(root, name, recipes, checksums)
-    def dataset(part, transform):
-        labels = torch.arange(100).repeat_interleave(len(sets[part]) // 100)
-        return ArrayImages(sets[part], labels, transform)
-    return Benchmark(
-        name=name, classnames=[name for _, name in concepts()[:100]], templates=TEMPLATES, note=note,
-        train=dataset("train", train_transform), val=dataset("val", transform),
-        eval={part: EvalSet(dataset(part, transform), id=part == "Glyphs") for part in list(sets)[2:]})
+    return drawn_benchmark(name, all_sets(root, name, recipes, checksums), checksums, note, transform, train_transform)
+
+def outlined(
+    name: str,  # of the benchmark
+    recipes: dict,  # its sets, as `RECIPES`
+    checksums: dict,
+    note: str,  # what a reader of its results must know
+) -> Benchmark:
+    "The same with black images that take no memory: all that can be known before anything is drawn."
+    blank = np.zeros(1, np.uint8)
+    sets = {part: np.broadcast_to(blank, (n, 3, SIDE, SIDE)) for part, (n, *_) in recipes.items()}
+    return drawn_benchmark(name, sets, checksums, note)
 
 # %% ../../nbs/2_benchmarks/00_glyphs.ipynb #40d60c14
 GLYPHS = BenchmarkSpec(
     "glyphs", "one hundred drawn pictographs and five distribution shifts; made in seconds",
     partial(load_sets, "glyphs", RECIPES, CHECKSUMS, NOTE), DEFAULTS, METHOD_DEFAULTS, NOTE,
     control="plain_glyphs", shortcut="class-typical backgrounds",
-    equal_rates=("0.0003", "0.001"))
+    equal_rates=("0.0003", "0.001"), outline=partial(outlined, "glyphs", RECIPES, CHECKSUMS, NOTE))

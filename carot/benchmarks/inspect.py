@@ -19,6 +19,7 @@ from .files import LabelledImages
 from ..core import UserError, lazy
 from ..data import BadImage, BenchmarkSpec, Images, benchmark_spec
 from ..engine.log import Progress
+from ..engine.signals import outlive_signals
 
 # %% auto #0
 __all__ = ['SetReport', 'unreadable_sample', 'judge', 'look_at_set', 'count_loaded', 'look_at_sets', 'sets_table', 'plain_text',
@@ -54,7 +55,7 @@ def unreadable_sample(
     n: int = 16,  # images that are tried, spread over the set
 ) -> str:  # "" if all are well
     "The first message of images that cannot be read."
-    for index in np.unique(np.linspace(0, len(dataset) - 1, n).astype(int)):
+    for index in np.unique(np.linspace(0, len(dataset) - 1, n).astype(int)) if len(dataset) else ():
         try: dataset[int(index)]
         except BadImage as error: return str(error)
     return ""
@@ -99,7 +100,8 @@ def look_at_set(
             report.folder = os.path.relpath(place, root)
             images = read(place)
         judge(report, images, classes, lenient)
-        if caught and not report.warning: report.warning = str(caught[0].message)
+        said = [str(warning.message) for warning in caught if warning.category is UserWarning]
+        report.warning = "; ".join(dict.fromkeys(filter(None, [report.warning, *said])))
     except UserError as error: report.error = str(error)
     except OSError as error: report.error = f"cannot read {error.filename}: {error.strerror}"
     return report
@@ -167,7 +169,8 @@ def scan(
     name: str = "scan",  # on the progress bar
 ) -> list[str]:  # messages, in the order of the set
     "Decodes all images of a set."
-    loader = torch.utils.data.DataLoader(Readable(dataset), 64, num_workers=workers, collate_fn=list)
+    loader = torch.utils.data.DataLoader(Readable(dataset), 64, num_workers=workers, collate_fn=list,
+                                         worker_init_fn=outlive_signals)
     with Progress(total=len(dataset), desc=f"scan {name}", unit="image") as bar:
         broken = []
         for messages in loader:

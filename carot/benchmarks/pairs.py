@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .files import files_identity
 from ..core import UserError, lazy
 from ..data import Benchmark, read_image
 
 # %% auto #0
 __all__ = ['SEPARATORS', 'read_header', 'find_separator', 'check_columns', 'check_rows', 'read_columns', 'read_pairs',
-           'absent_images', 'find_root', 'PairImages', 'with_pairs']
+           'absent_images', 'find_root', 'text_bytes', 'PairImages', 'with_pairs']
 
 # %% ../../nbs/2_benchmarks/12_pairs.ipynb #93d5db66
 if TYPE_CHECKING:
@@ -141,6 +142,15 @@ def find_root(
                     f"relative paths begin in its folder, {file.parent.resolve()}")
 
 # %% ../../nbs/2_benchmarks/12_pairs.ipynb #bd2482d0
+def text_bytes(
+    column: arrow.Array,  # large strings
+) -> tuple[np.ndarray, np.ndarray]:  # where each one ends, and all of them
+    "The text of a column, however Arrow keeps it."
+    _, ends, text = column.buffers()
+    ends = np.frombuffer(ends or b"", np.int64)[column.offset:column.offset + len(column) + 1]
+    whole = np.frombuffer(text or b"", np.uint8)
+    return ends - ends[:1], whole[ends[0]:ends[-1]] if len(ends) else whole[:0]
+
 class PairImages:
     "A map-style data set of images with captions of their own: index -> (image, -1)."
     def __init__(
@@ -169,6 +179,11 @@ class PairImages:
     def __getitem__(self, index):
         image = self.read(self.path(index))
         return (self.transform(image) if self.transform else image), -1
+
+    def identity(self) -> Iterator[bytes | np.ndarray]:
+        "What tells these pairs from any others: the table, and the files as far as `files_identity` looks at them."
+        for column in (self.images, self.captions): yield from text_bytes(column)
+        yield from files_identity(self.root, (name.as_py().encode() for name in self.images), self.path)
 
     @property
     def labels(self) -> np.ndarray:

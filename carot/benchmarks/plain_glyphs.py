@@ -23,4 +23,5 @@ NOTE = ("The control of glyphs: no class-typical backgrounds (ρ = 0), all else 
 
 PLAIN_GLYPHS = BenchmarkSpec("plain_glyphs", "glyphs without class-typical backgrounds: the control",
                              partial(glyphs.load_sets, "plain_glyphs", RECIPES, CHECKSUMS, NOTE),
-                             glyphs.DEFAULTS, glyphs.METHOD_DEFAULTS, NOTE)
+                             glyphs.DEFAULTS, glyphs.METHOD_DEFAULTS, NOTE,
+                             outline=partial(glyphs.outlined, "plain_glyphs", RECIPES, CHECKSUMS, NOTE))

@@ -10,14 +10,14 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from .decode import decode_image, read_tensor, to_tensor
-from .files import ImagePaths, class_folders, scan_classes
+from .files import ImagePaths, class_folders, file_sizes, scan_classes, spread
 from ..core import UserError, write_atomic
 from ..data import BadImage, read_image
 
@@ -152,11 +152,21 @@ class ShardImages:
             file.seek(self.offset[index] - 512)
             return f"{tar}:{file.read(100).rstrip(bytes(1)).decode(errors='replace')}"
 
-    def __getitem__(self, index):
+    def content(self, index: int) -> bytes:
+        "The file of an image."
         with open(shard_path(Path(self.root), self.shard[index]), "rb", buffering=0) as file:
             file.seek(self.offset[index])
-            data = file.read(self.size[index])
-        try: pixels = decode_image(data, "")
+            return file.read(self.size[index])
+
+    def identity(self) -> Iterator[bytes | np.ndarray]:
+        "What tells these images from any others, wherever the folder is."
+        yield from (self.labels, self.shard, self.offset, self.size)
+        tars = [os.fsencode(shard_path(Path(), number)) for number in range(self.shard.max(initial=-1) + 1)]
+        yield file_sizes(self.root, tars)
+        for index in spread(len(self)): yield self.content(index)
+
+    def __getitem__(self, index):
+        try: pixels = decode_image(self.content(index), "")
         except BadImage as error:
             raise BadImage(str(error).replace("image :", f"image {self.path(index)}:")) from None
         image = to_tensor(pixels) if self.read is read_tensor else Image.fromarray(pixels)

@@ -9,10 +9,13 @@ import errno
 import hashlib
 import io
 import json
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -20,12 +23,17 @@ from PIL import Image
 from .files import ImagePaths, list_folders, scan_classes
 from .imagenet import set_folder
 from .shards import about_shards, shard_path, write_shard
-from ..core import UserError, lazy, write_atomic
+from ..config import bounded
+from ..core import UserError, lazy, visible, write_atomic
+from ..data import FORMATS, bad_image, open_regular, to_rgb
 from ..engine.log import Progress
+from ..engine.owner import sole_writer
+from ..engine.signals import outlive_signals
 
 # %% auto #0
-__all__ = ['shrink_jpeg', 'Shrunk', 'shrunk_samples', 'describe_shards', 'check_same_shards', 'check_space', 'cannot_write',
-           'write_shards', 'mirror', 'train_folder', 'check_places', 'make_folders', 'shrink_images']
+__all__ = ['shrink_jpeg', 'Shrunk', 'shrunk_samples', 'describe_shards', 'file_size', 'check_same_shards', 'begun_shards',
+           'check_space', 'cannot_write', 'write_shards', 'broken_images', 'fill_shards', 'mirror', 'train_folder',
+           'check_places', 'check_new_root', 'make_folders', 'shrink_images']
 
 # %% ../../nbs/2_benchmarks/10_shrink.ipynb #3c8294d8
 if TYPE_CHECKING: import torch
@@ -37,47 +45,51 @@ def shrink_jpeg(
     shorter_side: int = 256,  # pixels
     quality: int = 90,  # of the JPEG
 ) -> bytes:  # an RGB JPEG, or `data` itself if the image is no larger
-    "An image made small; raises what PIL raises if it cannot be read."
-    with Image.open(io.BytesIO(data)) as image:
-        scale = shorter_side / min(image.size)
-        if scale >= 1:
-            image.load()  # raises if it is broken
-            return data
-        size = [max(shorter_side, round(scale * side)) for side in image.size]
-        small = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    "An image made small; raises what PIL and `to_rgb` raise if it cannot be read."
+    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        pixels = to_rgb(image)
+    scale = shorter_side / min(pixels.size)
+    size = [max(shorter_side, round(scale * side)) for side in pixels.size]
+    if scale >= 1 or max(size) > 65_500: return data  # of a JPEG no side may be longer
     file = io.BytesIO()
-    small.save(file, "JPEG", quality=quality)
+    pixels.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=quality)
     return file.getvalue()
 
 # %% ../../nbs/2_benchmarks/10_shrink.ipynb #d73c7392
 class Shrunk:
-    "The images of a data set as bytes, made small: (position, bytes, whether it could be read)."
+    "The images of a data set as bytes, made small: (position, bytes, why it cannot be read or an empty text)."
     def __init__(self, images: ImagePaths, shorter_side: int, quality: int):
         self.images, self.settings = images, (shorter_side, quality)
 
     def __len__(self): return len(self.images)
 
-    def __getitem__(self, position: int) -> tuple[int, bytes, bool]:
-        try: data = Path(self.images.path(position)).read_bytes()
-        except OSError: return position, b"", False
-        try: return position, shrink_jpeg(data, *self.settings), True
+    def __getitem__(self, position: int) -> tuple[int, bytes, str]:
+        data, head, path = b"", None, self.images.path(position)
+        try:
+            with open_regular(path) as file: data = file.read()
+            head = data[:4]
+            return position, shrink_jpeg(data, *self.settings), ""
         except MemoryError: raise
-        except Exception: return position, data, False
+        except Exception as error: return position, data, str(bad_image("", error, head)).partition(" : ")[2]
 
 # %% ../../nbs/2_benchmarks/10_shrink.ipynb #85740412
 def shrunk_samples(
     small: Shrunk,
     positions: Sequence[int],  # which images, in which order
     workers: int,  # processes that shrink
-    broken: list[int],  # positions of images that cannot be read are added
+    keep: Callable[[dict[str, str]], None],  # takes what cannot be read, with reasons, before the shard is whole
     bar: Progress,
 ) -> Iterator[tuple[int, str, int, bytes]]:
     "What `write_shard` takes."
-    loader = torch.utils.data.DataLoader(small, 32, sampler=positions, num_workers=workers, collate_fn=list)
-    for position, data, whole in (sample for batch in loader for sample in batch):
-        if not whole: broken.append(position)
-        yield position, small.images.name(position), int(small.images.labels[position]), data
+    loader = torch.utils.data.DataLoader(small, 32, sampler=positions, num_workers=workers, collate_fn=list,
+                                         worker_init_fn=outlive_signals)
+    broken = {}
+    for position, data, problem in (sample for batch in loader for sample in batch):
+        name = small.images.name(position)
+        if problem: broken[name] = problem
+        yield position, name, int(small.images.labels[position]), data
         bar.update()
+    if broken: keep(broken)
 
 # %% ../../nbs/2_benchmarks/10_shrink.ipynb #3a49b17d
 def describe_shards(
@@ -89,8 +101,14 @@ def describe_shards(
 ) -> dict:
     "What shards.json holds."
     content = hashlib.sha256(images.paths.tobytes() + images.labels.tobytes()).hexdigest()
+    sizes = np.fromiter(map(file_size, map(images.path, range(len(images)))), np.int64, len(images))
     return {"images": len(images), "shard_size": shard_size, "shorter_side": shorter_side, "quality": quality,
-            "files": content, "classes": classes}
+            "files": content, "sizes": hashlib.sha256(sizes.tobytes()).hexdigest(), "classes": classes}
+
+def file_size(path: str) -> int:
+    "Bytes of a file; -1 for one that is not there."
+    try: return os.stat(path).st_size
+    except OSError: return -1
 
 def check_same_shards(
     out: Path,
@@ -98,10 +116,27 @@ def check_same_shards(
 ) -> None:
     "Raises `UserError` if `out` has shards of something else."
     if not (out/"shards.json").exists(): return
-    old = about_shards(out)
+    old = {"sizes": about["sizes"]} | about_shards(out)  # older ones do not know them
     other = [name for name in about if old.get(name) != about[name]]
     if other: raise UserError(f"{out} holds shards made with other {', '.join(other)}; choose another folder or delete "
                               "it")
+
+@contextmanager
+def begun_shards(
+    out: Path,
+    about: dict,  # from `describe_shards`
+) -> Iterator[dict[str, Any]]:  # the same, with what could not be read so far
+    "The folder of the shards, made or opened again, for this process alone. Raises `UserError`."
+    try: out.mkdir(parents=True, exist_ok=True)
+    except OSError as error: raise UserError(f"cannot write to {out}: {error.strerror} (parameter out)") from None
+    with sole_writer(out):
+        check_same_shards(out, about)
+        for part in [*out.glob(".train-*"), *out.glob(".shards.json.*")]: part.unlink()  # a kill left them
+        known = about_shards(out).get("unreadable", {}) if (out/"shards.json").exists() else {}
+        about = about | {"unreadable": known}
+        try: write_atomic(out/"shards.json", json.dumps(about))
+        except OSError as error: raise cannot_write(error, out) from None
+        yield about
 
 # %% ../../nbs/2_benchmarks/10_shrink.ipynb #5d0675c5
 def check_space(
@@ -118,7 +153,7 @@ def check_space(
 
 def cannot_write(error: OSError, out: Path) -> Exception:
     "What to say about a failed write."
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO): return error
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO): return error
     return UserError(f"cannot write to {out}: {error.strerror}; mend that and give the same command again, it goes on "
                      "from the last shard")
 
@@ -131,22 +166,38 @@ def write_shards(
     quality: int = 90,
     shard_size: int = 5000,  # images in a tar: about 250 MB
     workers: int = 0,  # processes that shrink
-) -> list[str]:  # paths of the images that cannot be read
+) -> dict[str, str]:  # the images that cannot be read, by their path: why
     "Writes the shards that are missing. Raises `UserError` for a full disk or if `out` has shards of something else."
-    out, about = Path(out), describe_shards(images, classes, shorter_side, quality, shard_size)
-    out.mkdir(parents=True, exist_ok=True)
-    check_same_shards(out, about)
-    write_atomic(out/"shards.json", json.dumps(about))
-    parts = np.array_split(np.random.default_rng(0).permutation(len(images)), -(-len(images) // shard_size))
+    with begun_shards(Path(out), describe_shards(images, classes, shorter_side, quality, shard_size)) as about:
+        fill_shards(images, about, Path(out), workers)
+    return broken_images(images, about)
+
+def broken_images(
+    images: ImagePaths,
+    about: dict,  # what shards.json holds
+) -> dict[str, str]:  # path -> why
+    "What could not be read, now or when the shards were begun."
+    return {os.path.join(images.root, name): problem for name, problem in sorted(about["unreadable"].items())}
+
+def fill_shards(
+    images: ImagePaths,
+    about: dict[str, Any],  # from `begun_shards`; what cannot be read is added
+    out: Path,
+    workers: int = 0,  # processes that shrink
+) -> None:
+    "Writes the shards that are missing in a folder that was begun. Raises `UserError`."
+    def keep(broken):
+        about["unreadable"] = dict(sorted({**about["unreadable"], **broken}.items()))
+        write_atomic(out/"shards.json", json.dumps(about))
+    parts = np.array_split(np.random.default_rng(0).permutation(len(images)), -(-len(images) // about["shard_size"]))
     missing = [n for n in range(len(parts)) if not shard_path(out, n).with_suffix(".npy").exists()]
     left = np.concatenate([parts[n] for n in missing] or [np.empty(0, int)])
-    small, broken = Shrunk(images, shorter_side, quality), []
+    small = Shrunk(images, about["shorter_side"], about["quality"])
     check_space(small, left, out)
     with Progress(total=len(images), initial=len(images) - len(left), desc="shrink", unit="image") as bar:
         for n in missing:
-            try: write_shard(shard_path(out, n), shrunk_samples(small, parts[n].tolist(), workers, broken, bar))
+            try: write_shard(shard_path(out, n), shrunk_samples(small, parts[n].tolist(), workers, keep, bar))
             except OSError as error: raise cannot_write(error, out) from None
-    return sorted(images.path(position) for position in broken)
 
 # %% ../../nbs/2_benchmarks/10_shrink.ipynb #52f7916b
 def mirror(root: Path, out: Path, train: str) -> None:
@@ -156,7 +207,9 @@ def mirror(root: Path, out: Path, train: str) -> None:
     for entry in root.iterdir():
         target = out/entry.name
         if entry.name == head or entry.name.startswith("."): continue
-        if not target.is_symlink() and not target.exists(): target.symlink_to(entry.resolve())
+        real = os.path.realpath(entry)
+        if target.is_symlink() and os.readlink(target) != real: target.unlink()  # the first root has moved
+        if not target.is_symlink() and not target.exists(): target.symlink_to(real)
     if rest: mirror(root/head, out/head, rest)
 
 # %% ../../nbs/2_benchmarks/10_shrink.ipynb #5a70567b
@@ -173,18 +226,32 @@ def train_folder(
 
 def check_places(root: Path, out: Path) -> None:
     "Raises `UserError` for a folder that is not there or a new one inside the old."
-    if not root.is_dir(): raise UserError(f"there is no folder {str(root)!r} (parameter root)")
-    if out.resolve() == root.resolve() or root.resolve() in out.resolve().parents:
+    if not os.path.isdir(root): raise UserError(f"there is no folder {str(root)!r} (parameter root)")
+    old, new = Path(os.path.realpath(root)), Path(os.path.realpath(out))
+    if new == old or old in new.parents:
         raise UserError(f"{out} lies in {root}; the new root must be another folder (parameter out)")
+
+def check_new_root(out: Path, train: str) -> None:
+    "Raises `UserError` for a folder with files of its own; one that was begun has shards.json, or nothing yet."
+    try: out.lstat()
+    except FileNotFoundError: return
+    except OSError as error: raise UserError(f"cannot write to {out}: {error.strerror} (parameter out)") from None
+    if not os.path.isdir(out): raise UserError(f"cannot write to {out}: it is no folder (parameter out)")
+    if (out/train/"shards.json").is_file(): return
+    for file in (Path(place)/name for place, _, names in os.walk(out) for name in names):
+        if not file.name.startswith(".shards.json."):
+            raise UserError(f"{out} has files of its own ({file.relative_to(out)}); the new root must be a new or an "
+                            "empty folder (parameter out)")
 
 def make_folders(root: Path, out: Path, train: str, classes: list[str]) -> None:
     "Links to all but the training set, and its class folders, empty: they tell which classes there are."
     try:
         mirror(root, out, train)
         for name in classes: (out/train/name).mkdir(parents=True, exist_ok=True)
-    except OSError as error: raise UserError(f"cannot write to {out}: {error.strerror} (parameter out)") from None
+    except OSError as error: raise UserError(f"cannot link {root} in {out}: {error.strerror} (parameter out)") from None
 
 # %% ../../nbs/2_benchmarks/10_shrink.ipynb #7ddd2d13
+@bounded(shorter_side=(1, 10000), quality=(1, 100), shard_size=(1, 1000000))
 def shrink_images(
     root: str | Path,  # folder with the training set in train/ or ILSVRC2012/train/
     out: str | Path,  # new folder, to be used as root in its place; all but the training set are links
@@ -198,13 +265,14 @@ def shrink_images(
     root, out = Path(root), Path(out)
     check_places(root, out)
     train = train_folder(root)
-    if min(shorter_side, quality, shard_size, workers + 1) < 1 or quality > 100:
-        raise UserError("shorter_side, quality and shard_size must be at least 1, quality at most 100, "
-                        "workers at least 0")
+    check_new_root(out, train)
     classes = list_folders(root/train)
     images = scan_classes(root/train, {name: label for label, name in enumerate(classes)})
-    make_folders(root, out, train, classes)
-    broken = write_shards(images, classes, out/train, shorter_side, quality, shard_size, workers)
-    for path in broken[:20]: print(f"cannot be read, copied as it is: {path}")
-    if len(broken) > 20: print(f"… and {len(broken) - 20} more")
+    with begun_shards(out/train, describe_shards(images, classes, shorter_side, quality, shard_size)) as about:
+        make_folders(root, out, train, classes)
+        fill_shards(images, about, out/train, workers)
+    broken = broken_images(images, about)
+    for path, problem in list(broken.items())[:20]:
+        print(f"cannot read image {visible(path)}: {problem}; copied as it is")
+    if len(broken) > 20: print(f"… {len(broken)} in all; {out/train/'shards.json'} names them (unreadable)")
     return out/train

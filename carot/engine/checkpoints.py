@@ -26,8 +26,8 @@ from .devices import is_main_process
 from .log import WARNING
 
 # %% auto #0
-__all__ = ['count_bytes', 'fingerprints', 'sync', 'write_files', 'put_aside', 'drop_hidden', 'no_room', 'save_checkpoint',
-           'compare', 'find_damage', 'check_settings', 'restore', 'load_checkpoint', 'leave_out', 'Rhythm']
+__all__ = ['count_bytes', 'checksums', 'sync', 'write_files', 'put_aside', 'drop_hidden', 'no_room', 'save_checkpoint', 'compare',
+           'find_damage', 'check_settings', 'restore', 'load_checkpoint', 'leave_out', 'Rhythm']
 
 # %% ../../nbs/3_engine/03_checkpoints.ipynb #45fbfe86
 def count_bytes(state: Any) -> int:
@@ -37,7 +37,7 @@ def count_bytes(state: Any) -> int:
     return sum(map(count_bytes, state)) if isinstance(state, (list, tuple)) else 0
 
 # %% ../../nbs/3_engine/03_checkpoints.ipynb #eec709ac
-def fingerprints(
+def checksums(
     folder: Path,  # a checkpoint
 ) -> dict[str, list]:  # file name -> [bytes, SHA-256]
     "Size and SHA-256 of every file but the manifest."
@@ -64,7 +64,7 @@ def write_files(
     for name, tensors in weights.items(): save_file(tensors, part/f"{name}.safetensors")
     with (part/"optimizer.pt").open("wb") as file: torch.save(training, file)
     (part/"state.json").write_text(json.dumps(state))
-    (part/"manifest.json").write_text(json.dumps(fingerprints(part), indent=1))
+    (part/"manifest.json").write_text(json.dumps(checksums(part), indent=1))
     for path in [*part.iterdir(), part]: sync(path)
 
 # %% ../../nbs/3_engine/03_checkpoints.ipynb #82df424e
@@ -142,7 +142,7 @@ def find_damage(
     try: manifest = dict(json.loads((checkpoint/"manifest.json").read_text()))
     except FileNotFoundError: return "manifest.json is missing"
     except (ValueError, TypeError): return "manifest.json cannot be read"
-    there = fingerprints(checkpoint)
+    there = checksums(checkpoint)
     names = sorted(manifest.keys() | there.keys())
     return next(filter(None, (compare(name, manifest.get(name), there.get(name)) for name in names)), None)
 

@@ -51,7 +51,9 @@ def is_main_process() -> bool:
 
 def is_one_of_many() -> bool:
     "Whether other processes work on the same run."
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+    number = os.environ.get("WORLD_SIZE", "1")
+    if not number.isdecimal(): raise UserError(f"the environment's WORLD_SIZE is {number!r}, no number of processes")
+    return int(number) > 1
 
 # %% ../../nbs/3_engine/00_devices.ipynb #f64d62fd
 def choose_precision(

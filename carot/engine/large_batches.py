@@ -17,15 +17,16 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..clip import text_features, text_projection, tower_parameters, trimmed_length
+from ..config import brief
 from ..core import UserError, unknown
 from ..losses import full_precision
 from ..methods.base import Objective
 
 # %% auto #0
-__all__ = ['compute_features', 'reads_text', 'known_needs', 'shares', 'Cut', 'ProcessBatches', 'learns', 'in_slices',
-           'features_in_parts', 'check_batch_norm', 'gather_rows', 'sum_gradients', 'sum_values', 'pairwise_backward',
-           'samplewise_backward', 'backward_in_parts', 'largest_that_fits', 'longest_caption', 'SingleProcess',
-           'find_micro_batch', 'parse_micro_batch_size']
+__all__ = ['compute_features', 'reads_text', 'known_needs', 'shares', 'Cut', 'ProcessBatches', 'learns', 'computed_again',
+           'in_slices', 'features_in_parts', 'check_batch_norm', 'gather_rows', 'sum_gradients', 'sum_values',
+           'pairwise_backward', 'samplewise_backward', 'backward_in_parts', 'largest_that_fits', 'longest_caption',
+           'SingleProcess', 'find_micro_batch', 'parse_micro_batch_size']
 
 # %% ../../nbs/3_engine/04_large_batches.ipynb #9d5aaa70
 def compute_features(
@@ -110,17 +111,30 @@ def learns(objective: Objective, need: str) -> bool:
     "Whether a feature comes with gradient: the student's, of a tower that is trained."
     return need in ("image", "text") and any(p.requires_grad for p in tower_parameters(objective.clip, need))
 
+def computed_again(
+    features: Callable,  # of images and tokens: a dictionary
+    images: torch.Tensor,
+    tokens: torch.Tensor,
+) -> dict[str, torch.Tensor]:  # with gradient for the weights
+    "Features without their activations: the backward pass makes them again, with the same random numbers."
+    names: list[str] = []
+    def values(images, tokens, _):
+        made = features(images, tokens)
+        names[:] = made
+        return tuple(made.values())
+    learning = torch.empty(0, device=images.device, requires_grad=True)  # what `checkpoint` goes by
+    return dict(zip(names, checkpoint(values, images, tokens, learning, use_reentrant=True)))
+
 def in_slices(
     features: Callable,  # of slices of images and tokens: a dictionary
     images: torch.Tensor,
     tokens: torch.Tensor,
     n: int,  # images at once
 ) -> dict[str, torch.Tensor]:  # at least float32
-    "Features of all rows. With gradient, slices are computed again in the backward pass instead of kept."
-    slices = zip(images.split(n), tokens.split(n))
-    if n >= len(images): made = [features(images, tokens)]
-    elif not torch.is_grad_enabled(): made = [features(*rows) for rows in slices]
-    else: made = [checkpoint(features, *rows, use_reentrant=False) for rows in slices]
+    "Features of all rows. With gradient, slices but the last are computed again in the backward pass, not kept."
+    slices = list(zip(images.split(n), tokens.split(n)))
+    first = [computed_again(features, *rows) if torch.is_grad_enabled() else features(*rows) for rows in slices[:-1]]
+    made = [*first, features(*slices[-1])]
     return {name: full_precision(torch.cat([rows[name] for rows in made])) for name in made[0]}
 
 def features_in_parts(
@@ -136,14 +150,14 @@ def features_in_parts(
         return dict.fromkeys(needs, images.new_zeros(0, text_projection(objective.clip).shape[1]))
     length = trimmed_length(tokens) if reads_text(needs) else None
     n, features = micro_batch_size or len(images), {}
-    for own in (True, False):  # two passes, so that nothing without gradient is computed again
+    for own in (False, True):  # two passes, so that nothing without gradient is computed again
         names = [need for need in needs if learns(objective, need) == own]
         def compute(images, tokens, names=names):
             with accelerator.autocast(): return compute_features(objective, names, images, tokens, length)
         if not names: continue
         with torch.set_grad_enabled(torch.is_grad_enabled() and own):
             features |= in_slices(compute, images, tokens, n)
-    return features
+    return {need: features[need] for need in needs}
 
 # %% ../../nbs/3_engine/04_large_batches.ipynb #3ad632e2
 def check_batch_norm(
@@ -331,5 +345,7 @@ def parse_micro_batch_size(
 ) -> str | int | None:  # "auto", a number at least 1, None
     "What the setting `micro_batch_size` says. Raises `UserError`."
     if text is None or text == "auto": return text
-    if str(text).isdecimal() and int(text) >= 1: return int(text)
-    raise UserError(f"micro_batch_size is a number of images, at least 1, or auto, not {text!r}")
+    digits = str(text)
+    if digits.isdecimal() and len(digits) < 8 and int(digits) >= 1: return int(digits)
+    raise UserError(f"micro_batch_size is a number of images, at least 1 and below 10 million, or auto, "
+                    f"not {brief(text)}")

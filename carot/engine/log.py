@@ -26,13 +26,18 @@ __all__ = ['WARNING', 'read_log', 'StepLog', 'as_numbers', 'tracking', 'in_noteb
 def read_log(
     file: Path,  # train.tsv; may be missing
 ) -> tuple[list[str], list[dict[str, str]]]:  # columns, rows
-    "What was logged, as text. A last line that a kill has cut short is left out."
-    if not file.exists(): return [], []
-    with file.open(newline="") as lines:
-        reader = csv.DictReader(lines, delimiter="\t")
-        rows = list(reader)
-    columns = list(reader.fieldnames or [])
-    return columns, [row for row in rows if row[columns[-1]]]
+    "What was logged, as text, but for a last line that a kill has cut short. Raises `UserError` for a damaged file."
+    if not file.is_file(): return [], []
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            reader = csv.DictReader(lines, delimiter="\t")
+            rows = list(reader)
+        columns = list(reader.fieldnames or [])
+        whole = [row for row in rows if row[columns[-1]]]
+        for row in whole: int(row["step"]), as_numbers(row)["loss"], row["stage"]
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"{file} is damaged ({error}); remove it to go on without what was logged so far") from None
+    return columns, whole
 
 # %% ../../nbs/3_engine/01_log.ipynb #232b8517
 class StepLog:
@@ -45,7 +50,7 @@ class StepLog:
     ):
         self.file, self.stage, self.rows = file, stage, []
         self.stream: TextIO | None = None
-        self.columns = ["stage", "step", "epoch", "lr", "loss", *terms, "pairs_per_second"]
+        self.columns = ["stage", "step", "epoch", "seconds", "lr", "loss", *terms, "pairs_per_second"]
 
     def keep(self, steps: int) -> None:
         "Start the file anew with what earlier stages logged and this stage's first rows."
@@ -107,9 +112,10 @@ class Progress(tqdm):
             from IPython.display import display
             self.output = display({"text/plain": str(self)}, raw=True, display_id=True)
 
-    def display(self, *args, **settings) -> None:
-        if self.output: self.output.update({"text/plain": str(self)}, raw=True)
-        else: super().display(*args, **settings)
+    def display(self, *args, **settings) -> bool:  # whether something is shown; `close` clears the line then
+        if not self.output: return super().display(*args, **settings)
+        self.output.update({"text/plain": str(self)}, raw=True)
+        return True
 
 # %% ../../nbs/3_engine/01_log.ipynb #929e13c6
 WARNING = "carot: warning:"

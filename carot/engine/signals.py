@@ -8,38 +8,61 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from shutil import rmtree
 from typing import Any
 
+from .processes import AGAIN, STOPS, follow_parent
+
 # %% auto #0
-__all__ = ['Stopped', 'StopSignals', 'stoppable', 'outlive_signals', 'in_any_process']
+__all__ = ['Stopped', 'is_gone', 'leave_terminal', 'StopSignals', 'stoppable', 'outlive_signals', 'end_worker', 'tell_later',
+           'in_any_process']
 
 # %% ../../nbs/3_engine/02_signals.ipynb #87c52f48
 class Stopped(SystemExit):
     "A signal has ended training between two steps. Not caught, it ends the program with exit code 75."
-    def __init__(self, message: str = "stopped; give the same command again to go on"):
+    def __init__(self, message: str = f"stopped; {AGAIN}"):
         super().__init__(message)
         self.code = 75
 
+# %% ../../nbs/3_engine/02_signals.ipynb #df6e4a52
+def is_gone(
+    stream: int,  # number of an open file
+) -> bool:
+    "Whether it is a terminal that has been closed (or a device that is none, like the one that everything may go to)."
+    try: return stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream)
+    except OSError: return False
+
+def leave_terminal() -> None:
+    "What is written to a terminal that was closed goes nowhere from now on."
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in filter(is_gone, (0, 1, 2)): os.dup2(nowhere, stream)
+    os.close(nowhere)
+
 # %% ../../nbs/3_engine/02_signals.ipynb #c8c267e1
 class StopSignals:
-    "While entered, SIGTERM and Ctrl-C are noted; a second Ctrl-C raises `KeyboardInterrupt`. In the main thread only."
+    "While entered, SIGTERM, SIGHUP and Ctrl-C are noted; a second Ctrl-C raises `KeyboardInterrupt`. Main thread."
     def __init__(
         self,
         busy: bool = True,  # False: a signal raises `Stopped`, unless the batches of `watch` are being worked on
+        where: str = "between the epochs",  # what is said then
     ):
-        self.busy, self.asked, self.before = busy, None, {}  # asked: the first signal's name; before: usual handlers
+        self.busy, self.where = busy, where
+        self.asked, self.before = None, {}  # the first signal's name; usual handlers
 
     def note(self, number, frame):
+        if number not in (signal.SIGINT, signal.SIGTERM): leave_terminal()
         if self.asked and number == signal.SIGINT: raise KeyboardInterrupt
         self.asked = self.asked or signal.Signals(number).name
-        if not self.busy: self.leave("between the epochs")
+        if not self.busy: self.leave(self.where)
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            usual = {number: signal.getsignal(number) for number in STOPS}
             heeded = {number: handler for number, handler in usual.items() if handler is not signal.SIG_IGN}
             self.before = {number: handler or signal.SIG_DFL for number, handler in heeded.items()}
         for number in self.before: signal.signal(number, self.note)
@@ -57,7 +80,7 @@ class StopSignals:
     def leave(self, where: str) -> None:
         "Raise `Stopped` with where training ends."
         by = self.asked or "a signal to another process"
-        raise Stopped(f"stopped by {by} {where}; give the same command again to go on")
+        raise Stopped(f"{f'stopped by {by} {where}'.strip()}; {AGAIN}")
 
 # %% ../../nbs/3_engine/02_signals.ipynb #ea4732fe
 def stoppable(
@@ -78,8 +101,27 @@ def outlive_signals(
     worker: int,  # number of the loader process
 ) -> None:
     "`worker_init_fn` of a data loader: its processes end with their parent, not before."
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(3, os._exit, [0]).start())
+    from multiprocessing import parent_process
+
+    parent = parent_process()
+    def wait_and_end(*_):
+        if parent and os.getppid() != parent.pid: end_worker()
+        threading.Timer(3, end_worker).start()
+    for number in STOPS: signal.signal(number, wait_and_end if number == signal.SIGTERM else signal.SIG_IGN)
+    if parent: follow_parent(parent.pid, signal.SIGTERM)
+    sys.excepthook = tell_later
+
+def end_worker() -> None:
+    "Ends this process and leaves no temporary folder."
+    from multiprocessing.util import get_temp_dir
+
+    rmtree(get_temp_dir(), ignore_errors=True)
+    os._exit(0)
+
+def tell_later(*error) -> None:
+    "An `excepthook`: a process whose parent was killed ends before it can tell of the connection that broke."
+    time.sleep(0.5)
+    sys.__excepthook__(*error)
 
 # %% ../../nbs/3_engine/02_signals.ipynb #459fe9b8
 def in_any_process(

@@ -20,7 +20,7 @@ from ..data import Benchmark, BenchmarkSpec
 
 # %% auto #0
 __all__ = ['Objective', 'Start', 'Stage', 'Method', 'all_methods', 'find_method', 'TermSettings', 'benchmark_defaults',
-           'default_settings', 'check_names', 'settings_of', 'linear_head']
+           'default_settings', 'check_names', 'check_batch_size', 'settings_of', 'linear_head']
 
 # %% ../../nbs/1_method/methods/00_base.ipynb #1497417a
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ class Stage:
     name: str = "train"  # in train.tsv and in checkpoints; the last stage of a method has this one
     lr: float | None = None  # peak learning rate; None: that of the settings
     on_features: bool = False  # trained on features instead of images: the reference's, in evaluation's transform
+    micro_batch_size: int | None = None  # images at once in a process, once it is trained; None: all
 
 # %% ../../nbs/1_method/methods/00_base.ipynb #50375ae0
 @dataclass(frozen=True)
@@ -233,6 +234,20 @@ def check_names(
         if users: raise UserError(f"{method.name} does not use {name}; methods that do: {', '.join(users)}")
         raise unknown("parameter", name, list(method.known))
 
+# %% ../../nbs/1_method/methods/00_base.ipynb #5e18fe09
+def check_batch_size(
+    method: Method,
+    batch: int,  # images
+    parts: int,  # that it is cut into, each with negatives of its own
+    what: str = "batch_size",  # in words
+) -> None:
+    "Raises `UserError` for a batch that is too small for its parts, or for a loss that compares pairs."
+    if parts > batch: raise UserError(f"accumulation_steps={parts} parts cannot be made of {what}={batch}")
+    if not method.contrastive or batch >= 2 * parts: return
+    cut = f" with accumulation_steps={parts}" if parts > 1 else ""
+    raise UserError(f"{method.name} compares the pairs of a batch, and a pair alone has a loss of 0 whatever the "
+                    f"model: {what} must be at least {2 * parts}{cut}, not {batch}")
+
 # %% ../../nbs/1_method/methods/00_base.ipynb #97c9afaa
 def settings_of(
     method: Method,
@@ -245,8 +260,7 @@ def settings_of(
     defaults = default_settings(method, benchmark)
     values = defaults | {name: convert(method.known[name], value) for name, value in given.items()}
     check_bounds(values, method.known)
-    parts, batch = values.get("accumulation_steps", 1), values.get("batch_size", 1)
-    if parts > batch: raise UserError(f"accumulation_steps={parts} parts cannot be made of batch_size={batch}")
+    if method.trains: check_batch_size(method, values["batch_size"], values["accumulation_steps"])
     return method.settings(**values), method.settings(**defaults)
 
 # %% ../../nbs/1_method/methods/00_base.ipynb #e5109f39

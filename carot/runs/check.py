@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..benchmarks.inspect import SetReport, look_at_sets, plain_text, scan, sets_table
+from ..config import bounded
 from ..core import UserError
 from ..data import BenchmarkSpec, built_in_benchmarks
 from ..engine.devices import is_one_of_many
@@ -27,6 +28,7 @@ __all__ = ['TOLERANCE', 'check_setup', 'look', 'briefly', 'check_no_benchmark', 
            'make_zero_shot', 'check_data', 'check_zero_shot']
 
 # %% ../../nbs/4_runs/05_check.ipynb #874fcac1
+@bounded()
 def check_setup(
     benchmark: str | None = None,  # a name, or the path of a folder; None: root if that is given, else glyphs
     root: str | None = None,  # folder of a benchmark's files

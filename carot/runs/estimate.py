@@ -26,7 +26,7 @@ from ..engine.devices import hardware, make_accelerator
 from ..engine.large_batches import parse_micro_batch_size
 from ..methods.base import Objective, Stage, Start
 from .settings import Resolved, list_values, resolve
-from ..train import train_step
+from ..train import plan_steps, train_step
 
 # %% auto #0
 __all__ = ['Step', 'nbytes', 'cost_again', 'KeptTensors', 'time_step', 'load_batch', 'make_stages', 'Measured', 'Needs',
@@ -257,13 +257,14 @@ def is_quick(
 def measure(
     run: Resolved,
 ) -> tuple[Measured, Needs]:
-    "Loads model and data and times the steps. Raises `UserError` if a batch does not fit into memory."
+    "Loads model and data and times the steps. Raises `UserError` for batches and lengths that cannot be."
     settings = run.settings
     clip, train_transform, eval_transform, tokenizer = load_clip(settings.model, settings.pretrained)
     with warnings.catch_warnings(action="ignore"):  # they were said when the sets were looked at
         benchmark = prepare(load_benchmark(settings.benchmark, settings.root, eval_transform, train_transform,
                                            list_values(settings.eval_sets, str) or None), settings)
     accelerator, n = make_accelerator(settings.device, settings.precision), len(benchmark.train)
+    if run.method.trains: plan_steps(run.method, settings, n)
     at_once = images_at_once(settings, n) if run.method.trains else min(8, n)
     try:
         stages = make_stages(run, clip.to(accelerator.device), tokenizer, benchmark)
@@ -322,7 +323,7 @@ def facts(
     problems = []
     if need.memory > need.memory_free:
         problems.append(f"memory: about {gb(need.memory)} needed, {gb(need.memory_free)} there; "
-                        "lower micro_batch_size, or give auto")
+                        "lower micro_batch_size, or give auto (a run of its own, by its name)")
     if need.disk > need.disk_free:
         problems.append(f"disk: {gb(need.disk)} needed, {gb(need.disk_free)} free in {settings.out}; "
                         "choose another out")

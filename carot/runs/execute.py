@@ -9,24 +9,26 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 import tempfile
-import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..core import UserError, write_atomic
+from ..core import UserError
 from ..engine.devices import is_main_process
 from ..engine.log import WARNING
+from ..engine.processes import hold_signals
 from ..engine.signals import Stopped, StopSignals
-from .records import check_same, is_here
+from ..engine.work import WORK, sweep_work, work_folder
+from .errors import NotebookFailed, mendable_in_words
+from .records import HELD, check_same, left_to_do, lock, sweep_leftovers, unlock
 from .settings import Resolved, asked, notebook_path, resolve
 
 # %% auto #0
-__all__ = ['make_run', 'is_done', 'follow_parent', 'KernelSignals', 'kernel_manager', 'hide_places', 'tidy', 'execute_notebook',
-           'execute_there', 'repeat_warnings']
+__all__ = ['KERNEL', 'ARGUMENTS', 'make_run', 'is_done', 'sweep_done', 'KernelSignals', 'kernel_environment', 'kernel_manager',
+           'hide_places', 'tidy', 'execute_notebook', 'execute_there', 'kernel_end', 'keep_notebook', 'repeat_warnings']
 
 # %% ../../nbs/4_runs/02_execute.ipynb #d4ac65c3
 def make_run(
@@ -45,34 +47,65 @@ def make_run(
 def is_done(
     run: Resolved,
 ) -> bool:
-    "Whether the run is complete and its executed notebook in place."
+    "Whether the run is complete, undamaged, its executed notebook in place. If so, what kills have left is removed."
     config, path = check_same(run), run.directory
-    return config.get("complete", False) and is_here(path, config) and (path/"run.ipynb").exists()
+    done = (path/"run.ipynb").exists() and not left_to_do(path, config)
+    if done: sweep_done(path)
+    return done
 
-# %% ../../nbs/4_runs/02_execute.ipynb #22b9ac44
-def follow_parent() -> None:
-    "From now on this process ends when the one named in CAROT_PARENT is no longer its parent."
-    parent = os.environ.pop("CAROT_PARENT", None)  # not for processes of our own
-    def watch():
-        while os.getppid() == int(parent): time.sleep(0.5)
-        os._exit(1)
-    if parent: threading.Thread(target=watch, daemon=True).start()
-
-follow_parent()
+def sweep_done(
+    path: Path,  # directory of a complete run
+) -> None:
+    "Removes what a killed process has left there, unless another one is just making an end."
+    sweep_work(path)
+    left = any(any(path.glob(pattern)) for pattern in ("checkpoints", ".locked_by", ".*.????????", "*/.*.????????"))
+    if not left or path.absolute()/".lock" in HELD: return
+    with suppress(UserError):
+        held = lock(path, patience=0)
+        sweep_leftovers(path, complete=True)
+        unlock(held)
 
 # %% ../../nbs/4_runs/02_execute.ipynb #b7219e71
 class KernelSignals(StopSignals):
-    "While entered, the first SIGTERM or Ctrl-C goes to the kernel, as SIGTERM; a second Ctrl-C ends both at once."
-    kernel: int | None = None  # process number; None: not started yet
+    "While entered, SIGTERM, SIGHUP or Ctrl-C goes to the kernel, as SIGTERM; a second Ctrl-C ends both at once."
+    kernel: subprocess.Popen | None = None  # None: not started yet
 
     def note(self, number, frame):
         super().note(number, frame)
-        if self.kernel is None: raise KeyboardInterrupt
-        with suppress(ProcessLookupError): os.kill(self.kernel, signal.SIGTERM)
+        self.pass_on()
 
-def kernel_manager() -> Any:  # a class
+    def pass_on(self) -> None:
+        "Tells the kernel, if there is anything to tell, and anybody."
+        if self.asked and self.kernel: self.kernel.send_signal(signal.SIGTERM)
+
+    @property
+    def stopped(self) -> bool:
+        "Whether a signal has ended this process's work, or its kernel."
+        return bool(self.asked or self.kernel and self.kernel.poll() == 75)
+
+# %% ../../nbs/4_runs/02_execute.ipynb #936f9c77
+KERNEL = """\
+from carot.engine.processes import begin
+begin()
+import sys
+if sys.path[0] == "": del sys.path[0]  # IPython puts it in its place: behind Python's own modules
+from ipykernel.kernelapp import launch_new_instance
+launch_new_instance()
+"""
+ARGUMENTS = ["-f", "{connection_file}", "--log-level=ERROR", "--HistoryManager.enabled=False"]
+
+def kernel_environment(
+    folder: Path,  # for temporary files
+) -> dict[str, str]:
+    "Variables for a kernel."
+    progress = os.environ.get("TQDM_MININTERVAL", "5")  # seconds: enough for the bars of an executed notebook
+    fits = len(os.fsencode(folder/"pymp-12345678"/"listener-12345678")) <= 107
+    return {"CAROT_PARENT": str(os.getpid()), "TQDM_MININTERVAL": progress, **({"TMPDIR": str(folder)} if fits else {})}
+
+def kernel_manager(
+    folder: Path,  # for temporary files
+) -> Any:  # a class
     "A manager of kernels that run this very Python and end with this process."
-    from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
@@ -80,14 +113,15 @@ def kernel_manager() -> Any:  # a class
         stop = KernelSignals()
 
         async def start_kernel(self, **settings):
-            await super().start_kernel(**settings)
-            self.stop.kernel = self.provisioner.pid
+            self.connection_file = str(folder/"kernel.json")
+            with hold_signals(): await super().start_kernel(**settings)
+            self.stop.kernel = self.provisioner.process
+            self.stop.pass_on()
 
         @property
         def kernel_spec(self):
-            progress = os.environ.get("TQDM_MININTERVAL", "5")  # seconds: enough for the bars of an executed notebook
-            return KernelSpec(**get_kernel_dict(["--log-level=ERROR"]),
-                              env={"CAROT_PARENT": str(os.getpid()), "TQDM_MININTERVAL": progress})
+            return KernelSpec(argv=[sys.executable, "-c", KERNEL, *ARGUMENTS], env=kernel_environment(folder),
+                              display_name="Python 3", language="python")
     return ThisPython
 
 # %% ../../nbs/4_runs/02_execute.ipynb #ac08d5fd
@@ -95,6 +129,7 @@ def hide_places(
     text: str,
 ) -> str:
     "The text with short names for this machine's folders."
+    text = re.sub(rf"[^\s'\"]*/{re.escape(WORK)}/\w+-\d+-\d+", "<tmp>", text)
     places = {str(Path.cwd()): ".", sys.prefix: "<python>", sys.base_prefix: "<python>",
               tempfile.gettempdir(): "<tmp>", str(Path.home()): "~"}
     for place in sorted(places, key=len, reverse=True):
@@ -125,49 +160,72 @@ def execute_notebook(
     "Executes a notebook in a kernel of its own, which ends with this process. Raises `Stopped` if a signal ended it."
     import nbformat
 
-    with tempfile.TemporaryDirectory(prefix="carot-") as folder:
-        source, executed = Path(folder)/"source.ipynb", Path(folder)/"executed.ipynb"
-        source.write_bytes(Path(notebook).read_bytes())  # papermill would format braces in the path
+    with work_folder(target.parent) as folder:
+        source, executed = folder/"source.ipynb", folder/"executed.ipynb"
+        source.write_bytes(Path(notebook).read_bytes())
         cause, reason = execute_there(source, executed, given, echo)
         made = nbformat.read(executed, 4) if executed.exists() else None
-    if made: repeat_warnings(made)
-    if getattr(cause, "ename", "") in ("UserError", "BadImage"): raise UserError(getattr(cause, "evalue", ""))
-    failed = target.with_suffix(".failed.ipynb")
-    if made and is_main_process() and (not cause or target.parent.is_dir()):
-        write_atomic(failed if cause else target, nbformat.writes(tidy(made)) + "\n")
-    if cause: raise RuntimeError(reason + (f" (see {failed})" if failed.exists() else "")) from cause
+        if made: repeat_warnings(made)
+        known = mendable_in_words(getattr(cause, "ename", ""), getattr(cause, "evalue", ""))
+        if known: raise known
+        failed = target.with_suffix(".failed.ipynb")
+        if made and is_main_process() and (not cause or len(os.listdir(target.parent)) > 1):  # more than `.work`
+            keep_notebook(made, folder, failed if cause else target)
+    if cause: raise NotebookFailed(reason + (f" (see {failed})" if failed.exists() else "")) from cause
     failed.unlink(missing_ok=True)
 
 # %% ../../nbs/4_runs/02_execute.ipynb #ba8e9695
 def execute_there(
     source: Path,
-    executed: Path,  # where the executed notebook goes
+    executed: Path,  # where the executed notebook goes, in a folder for temporary files
     given: dict[str, Any],
     echo: bool,
 ) -> tuple[Exception | None, str]:  # why it failed, and in words; None: it did not
     "What papermill does. Raises `Stopped` if a signal ended it."
-    from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError
     from papermill import execute_notebook as papermill
 
     logging.getLogger("papermill").setLevel(logging.ERROR)  # names that the cell does not have were checked already
-    manager = kernel_manager()
+    manager = kernel_manager(executed.parent)
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, executed)]  # papermill formats them
     try:
         with manager.stop:
-            papermill(source, executed, given, kernel_name="python3", language="python", progress_bar=False,
+            papermill(*paths, given, kernel_name="python3", language="python", progress_bar=False, start_timeout=300,
                       kernel_manager_class=manager, shutdown_kernel="immediate", coalesce_streams=True,
                       stdout_file=sys.stdout if echo else None, stderr_file=sys.stderr if echo else None)
     except PapermillExecutionError as error: cause, reason = error, f"{error.ename}: {' '.join(error.evalue.split())}"
-    except DeadKernelError as error: cause, reason = error, "the notebook's kernel died; out of memory?"
+    except RuntimeError as error: cause, reason = error, kernel_end(error)
     else: return None, ""
     if getattr(cause, "ename", "") == "Stopped": raise Stopped(getattr(cause, "evalue", ""))
-    if manager.stop.asked: raise Stopped
+    if manager.stop.stopped: manager.stop.leave("")
     return cause, reason
+
+def kernel_end(
+    error: RuntimeError,  # papermill's, or of the libraries below it
+) -> str:
+    "Why there is no kernel any more, in words."
+    return "the notebook's kernel died; out of memory?" if "Kernel died" in str(error) else str(error)
+
+def keep_notebook(
+    notebook: Any,  # executed
+    folder: Path,  # for temporary files: nobody sweeps it, as they may `target`'s when the run is complete
+    target: Path,
+) -> None:
+    "Puts an executed notebook into its place, tidied, in one moment."
+    import nbformat
+
+    with open(folder/"tidy.ipynb", "w", encoding="utf-8") as file:
+        file.write(nbformat.writes(tidy(notebook)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(folder/"tidy.ipynb", target)
 
 def repeat_warnings(
     notebook: Any,  # executed
 ) -> None:
-    "Print carot's own warnings in the output of a notebook on stderr."
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        for line in output.get("text", "").splitlines():
-            if line.startswith(WARNING): print(line, file=sys.stderr)
+    "Print carot's own warnings in the output of a notebook on stderr, each once."
+    lines = [line for cell in notebook.cells for output in cell.get("outputs", [])
+             for line in output.get("text", "").splitlines()]
+    python = re.compile(r".*[/\\]carot[/\\][\w/\\]+\.py:\d+: UserWarning: ")  # as Python spells them
+    for line in dict.fromkeys(python.sub(f"{WARNING} ", line) for line in lines):
+        if line.startswith(WARNING): print(line, file=sys.stderr)

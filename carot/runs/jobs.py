@@ -12,7 +12,6 @@ import platform
 import random
 import re
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -27,22 +26,25 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from ..config import parse_settings
+from ..config import CORES, parse_settings
 from ..core import UserError, lazy
 from ..engine.devices import device_choices
 from ..engine.log import WARNING
+from ..engine.processes import hold_signals
 from ..engine.signals import Stopped, StopSignals
 from ..methods.base import Method, all_methods, find_method
+from .errors import explain
 from .execute import is_done, make_run, notebook_path
 from .records import read_config, summary
-from .settings import Resolved, benchmark_folder, known_settings, list_values, resolve
+from .settings import (OUT, Resolved, benchmark_folder, known_settings, list_values, resolve,
+                                 results_folder)
 
 # %% auto #0
-__all__ = ['Child', 'Job', 'job_for', 'is_complete', 'used_by', 'base_methods', 'used_or_passed_on', 'plan_runs', 'nobody_uses',
-           'with_bases', 'command_of', 'log_path', 'open_log', 'threads_of', 'share', 'default_jobs', 'free_port',
-           'team_variables', 'check_processes', 'child', 'start', 'last_words', 'failure', 'is_broken', 'end_runs',
-           'tell_end', 'steps_done', 'progress', 'clock', 'Screen', 'Queue', 'next_job', 'start_next', 'ask_to_stop',
-           'collect', 'run_all', 'Ablation', 'ablation']
+__all__ = ['PROGRAM', 'Child', 'Job', 'job_for', 'is_complete', 'used_by', 'base_methods', 'used_or_passed_on', 'plan_runs',
+           'nobody_uses', 'with_bases', 'command_of', 'log_path', 'open_log', 'threads_of', 'share', 'default_jobs',
+           'free_port', 'team_variables', 'check_processes', 'child', 'log_folder', 'start', 'last_words', 'failure',
+           'is_broken', 'end_runs', 'tell_end', 'steps_done', 'progress', 'clock', 'Screen', 'Queue', 'next_job',
+           'start_next', 'ask_to_stop', 'collect', 'run_all', 'Ablation', 'ablation']
 
 # %% ../../nbs/4_runs/03_jobs.ipynb #ef138e52
 if TYPE_CHECKING: import torch
@@ -266,6 +268,7 @@ def check_processes(
 ) -> None:
     "Raises `UserError` if this machine has not the devices for so many."
     if processes < 1: raise UserError(f"processes must be at least 1, not {processes}")
+    if processes > 4 * CORES: raise UserError(f"processes must be at most {4 * CORES}, 4 per core of this machine")
     device, gpus = parameters["device"], torch.cuda.device_count()
     if processes == 1 or device == "cpu": return
     if ":" in device: raise UserError(f"device={device}: several processes take a device each; use device=auto")
@@ -281,15 +284,31 @@ def child(
     echo: bool = False,  # what the notebook prints, and its traceback if it fails
 ) -> None:
     "What a process does: one run; what is to be said goes to stderr, in its last line why it failed or stopped."
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave nothing in the temporary folder
-    try: make_run(notebook, echo, **given)
-    except (Stopped, KeyboardInterrupt) as stopped:
-        print(str(stopped) or Stopped(), file=sys.stderr)
-        sys.exit(75)
-    except (UserError, RuntimeError) as error:
+    try:
+        with StopSignals(busy=False, where=""): make_run(notebook, echo, **given)
+    except (Stopped, KeyboardInterrupt) as stopped: line, code = str(stopped) or str(Stopped()), 75
+    except Exception as error:
         if echo and error.__cause__: print(re.sub(r"\x1b\[[\d;]*m", "", str(error.__cause__)), file=sys.stderr)
-        print(error, file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        line, code = explain(error, log_folder(given), ["run", *(f"--{name}={value}" for name, value in given.items())])
+    else: return
+    print(line, file=sys.stderr)
+    sys.exit(code)
+
+def log_folder(
+    given: dict[str, Any],  # run settings
+) -> Path:
+    "Where an error that nobody foresaw is written down: the run's directory, or the folder of all results."
+    try: path = resolve(given).directory
+    except UserError: path = None
+    return path if path and path.is_dir() else results_folder(given.get("out") or OUT)
+
+PROGRAM = """\
+from carot.engine.processes import begin
+begin()
+import json, sys
+from carot.runs.jobs import child
+child(*json.loads(sys.argv[1]))
+"""
 
 def start(
     job: Job,
@@ -299,14 +318,14 @@ def start(
     processes: int = 1,  # that work on the run
 ) -> None:
     "Starts the processes of a run. They end with this one, and Ctrl-C is left to this one."
-    program = "import json, sys; from carot.runs.jobs import child; child(*json.loads(sys.argv[1]))"
-    words = [sys.executable, "-c", program, json.dumps([str(notebook), job.given, bool(logs)])]
+    words = [sys.executable, "-c", PROGRAM, json.dumps([str(notebook), job.given, bool(logs)])]
     job.team, job.began, job.broken, job.error = [], time.monotonic(), math.inf, ""
     for rank, variables in enumerate(team_variables(processes)):
         file = open_log(log_path(job, logs, rank) if logs else None, command_of(job, notebook, processes))
         environ = {**os.environ, "CAROT_PARENT": str(os.getpid()), **(environment or {}), **variables}
-        process = subprocess.Popen(words, env=environ, stdin=subprocess.DEVNULL, stderr=file,
-                                   stdout=file if logs else subprocess.DEVNULL, start_new_session=True)
+        with hold_signals():
+            process = subprocess.Popen(words, env=environ, stdin=subprocess.DEVNULL, stderr=file,
+                                       stdout=file if logs else subprocess.DEVNULL, start_new_session=True)
         job.team.append(Child(process, file, file.tell()))
 
 # %% ../../nbs/4_runs/03_jobs.ipynb #373df77b
@@ -382,7 +401,7 @@ def steps_done(
 ) -> str:
     "How far it is: `120/300`; empty before training."
     try:
-        with open(job.path/"train.tsv") as file: steps = sum(1 for line in file) - 1
+        with open(job.path/"train.tsv", "rb") as file: steps = sum(1 for line in file) - 1
         return f"{max(steps, 0)}/{read_config(job.path)['steps']}"
     except (OSError, KeyError, UserError): return ""
 

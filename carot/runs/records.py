@@ -12,7 +12,8 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from datetime import datetime
 from importlib import metadata
@@ -24,16 +25,22 @@ from filelock import FileLock, Timeout
 
 import carot
 from ..config import setting
-from ..core import UserError, lazy, spell, unknown, write_atomic
+from ..core import UserError, lazy, spell, unknown, visible, write_atomic
+from ..data import Benchmark, open_regular
 from ..engine.devices import hardware, is_main_process
+from ..engine.log import WARNING
+from ..engine.work import WORK
 from ..methods.base import Method, all_methods, find_method
+from .fingerprints import differences, fingerprint_for, fingerprint_of, weights_of
+from .seals import LOCAL, as_config, check_made, metrics_problem, not_as_made, seal
 from .settings import Resolved, benchmark_folder, known_settings
 
 # %% auto #0
-__all__ = ['KEPT', 'HELD', 'Run', 'open_run', 'start_time', 'read_config', 'check_same', 'versions', 'git_commit', 'is_here',
-           'is_ready', 'require_bases', 'load_bases', 'lock', 'unlock', 'RunFiles', 'recorded_method', 'read_run',
-           'state_of', 'as_settings', 'has_value', 'matches', 'check_select', 'all_runs', 'find_runs', 'mean_metric',
-           'summary']
+__all__ = ['KEPT', 'SMALL', 'HELD', 'RUN_NAME', 'Run', 'open_run', 'start_time', 'read_config', 'known_config', 'made_from',
+           'check_same', 'problem_of', 'sweep_leftovers', 'put_aside', 'left_to_do', 'versions', 'git_commit',
+           'is_here', 'is_ready', 'require_bases', 'load_bases', 'lock', 'unlock', 'RunFiles', 'recorded_method',
+           'read_run', 'state_of', 'as_settings', 'has_value', 'matches', 'check_select', 'all_runs', 'find_runs',
+           'mean_metric', 'summary']
 
 # %% ../../nbs/4_runs/01_records.ipynb #b6854b48
 if TYPE_CHECKING: from carot import train
@@ -49,11 +56,12 @@ class Run:
     parameters: dict[str, Any]
     config: dict[str, Any]  # the content of config.json
     held: FileLock | None = field(default=None, repr=False)  # None: there is nothing to write
+    todo: str = "training"  # what is left to do, as from `left_to_do`
 
     @property
     def complete(self) -> bool:
         "Whether there is nothing left to do."
-        return self.config.get("complete", False) and is_here(self.path, self.config)
+        return not self.todo
 
     @property
     def writes(self) -> bool:
@@ -66,8 +74,9 @@ class Run:
         if is_main_process(): write_atomic(self.path/"config.json", json.dumps(self.config, indent=1) + "\n")
 
     def finish(self, **facts) -> None:
-        "Marks the run complete, adds last facts (seconds, rates), drops the checkpoints and gives the lock back."
-        self.save(**facts, complete=True, kept=[name for name in KEPT if (self.path/name).is_dir()])
+        "Seals what was made, adds last facts (seconds, rates), drops the checkpoints and gives the lock back."
+        kept, self.todo = [name for name in KEPT if (self.path/name).is_dir()], ""
+        self.save(**facts, complete=True, kept=kept, made=seal(self.path) if is_main_process() else {})
         if is_main_process(): rmtree(self.path/"checkpoints", ignore_errors=True)
         if self.held: unlock(self.held)
         self.held = None
@@ -75,19 +84,25 @@ class Run:
 # %% ../../nbs/4_runs/01_records.ipynb #01a54778
 def open_run(
     resolved: Resolved,  # as from `resolve`
+    benchmark: Benchmark | None = None,  # as loaded and prepared for the run; None: its data are not looked at
     **facts,  # more for config.json: `steps=…`
 ) -> Run:
-    "Makes or reopens the directory of a run and locks it, unless it is complete."
-    path, parameters = resolved.directory, resolved.parameters
-    run = Run(path, parameters, check_same(resolved))
+    "Makes or reopens the directory of a run and locks it, unless it is complete. Raises `UserError`."
+    path, found = resolved.directory, made_from(resolved, benchmark) if benchmark else {}
+    run = Run(path, resolved.parameters, check_same(resolved, found))
+    run.todo = left_to_do(path, run.config)
     if run.complete or not is_main_process(): return run
     path.mkdir(parents=True, exist_ok=True)
-    held = lock(path)
-    for part in path.rglob(".*.????????"): part.unlink()  # of `write_atomic`
-    run = Run(path, parameters, check_same(resolved), held)  # once more: now nobody else writes
-    if run.complete: unlock(held)
-    else: run.save(parameters=parameters, asked=resolved.changed, complete=False, started=start_time(run.config),
-                   versions=versions(), git=git_commit(), hardware=hardware(), **facts)
+    run.held = lock(path)
+    run.config = check_same(resolved, found)  # once more: now nobody else writes
+    run.todo = left_to_do(path, run.config)
+    sweep_leftovers(path, run.complete)
+    if run.complete: unlock(run.held)
+    else:
+        put_aside(path, run.config)
+        made = {} if run.todo == "training" else seal(path, "predictions/*", "student/*", "teacher/*", "train.tsv")
+        run.save(parameters=run.parameters, asked=resolved.changed, complete=False, started=start_time(run.config),
+                 versions=versions(), git=git_commit(), hardware=hardware(), made=made, **found, **facts)
     return run
 
 def start_time(
@@ -101,23 +116,99 @@ def start_time(
 def read_config(
     path: Path,  # directory of a run
 ) -> dict[str, Any]:  # empty if the run was never begun
-    "What config.json says."
-    try: return json.loads((path/"config.json").read_text())
-    except FileNotFoundError: return {}
-    except ValueError: raise UserError(f"{path/'config.json'} is damaged; remove {path} to start afresh") from None
+    "What config.json says. Raises `UserError` if it cannot be read as such."
+    try:
+        with open_regular(path/"config.json") as file: return as_config(file.read())
+    except (FileNotFoundError, NotADirectoryError): return {}
+    except (OSError, ValueError) as error: raise UserError(f"{path/'config.json'} is damaged: {error}") from None
+
+def known_config(
+    path: Path,  # directory of a run
+) -> dict[str, Any]:
+    "The same, empty if it is damaged."
+    try: return read_config(path)
+    except UserError: return {}
+
+# %% ../../nbs/4_runs/01_records.ipynb #777cd1ea
+def made_from(
+    resolved: Resolved,
+    benchmark: Benchmark | None = None,  # as loaded and prepared for the run; None: looked at without loading it
+) -> dict[str, Any]:  # entries of config.json
+    "What a run is made from. Data that are not here any more are left out."
+    data = fingerprint_of(benchmark) if benchmark else fingerprint_for(resolved)
+    weights = weights_of(resolved.settings.model, resolved.settings.pretrained)
+    return {name: value for name, value in {"data": data, "weights": weights}.items() if value}
 
 def check_same(
     resolved: Resolved,  # with which its directory is to be opened
-) -> dict[str, Any]:  # its configuration
-    "Raises `UserError` if the run was begun with other settings that matter."
+    found: Mapping[str, Any] | None = None,  # as from `made_from`; None: looked for if the run has been begun
+) -> dict[str, Any]:  # its configuration; empty if it is to be begun
+    "Raises `UserError` if the run was begun with other settings that matter, or with other data or weights."
     path, known = resolved.directory, resolved.method.known
-    config = read_config(path)
+    config = known_config(path)
     old = config.get("parameters", {})
     other = [f"{name} was {old[name]!r} and is now {value!r}" for name, value in resolved.parameters.items()
              if name in old and old[name] != value and known[name].matters]
     if other: raise UserError(f"{path} holds a run with other parameters: {', '.join(other)}; "
                               "remove it or choose another out")
+    if found is None and config: found = made_from(resolved)
+    changed = differences(config, found or {}, path)
+    if changed: raise UserError(f"{path} holds a run on other data: {'; '.join(changed)}; "
+                                "remove it, choose another out, or put the data back")
     return config
+
+# %% ../../nbs/4_runs/01_records.ipynb #23da9fa5
+SMALL = ("metrics.tsv", "stats.tsv", "train.tsv", "classes.json")  # files that are looked at whenever a run is
+
+def problem_of(
+    path: Path,  # directory of a complete run
+    config: Mapping[str, Any],
+    *starts: str,  # of the names of sealed files that are to be looked at, too
+) -> str:  # "" if there is none
+    "What is damaged of a complete run."
+    if "made" not in config: return metrics_problem(path/"metrics.tsv")  # it was made before there were seals
+    wrong = not_as_made(path, config["made"], *SMALL, *starts)
+    return f"{wrong[0]} is not as it was made" if wrong else ""
+
+def sweep_leftovers(
+    path: Path,  # directory of a run whose lock this process has
+    complete: bool,
+) -> None:
+    "Removes what a killed process has left."
+    for part in path.rglob(".*.????????"):  # of `write_atomic`; what lies in .work is other processes'
+        if WORK not in part.parts: part.unlink(missing_ok=True)
+    if complete: rmtree(path/"checkpoints", ignore_errors=True)
+
+def put_aside(
+    path: Path,  # directory of a run that is not finished
+    config: Mapping[str, Any],  # what its config.json says; empty: nothing
+) -> None:
+    "Removes what is damaged, so that it is made again, and says so."
+    for name in not_as_made(path, config.get("made") or {}):
+        print(f"{WARNING} {path/name} is not as it was made; it is made again", file=sys.stderr)
+        (path/name).unlink(missing_ok=True)
+    if config or not (path/"config.json").exists(): return
+    print(f"{WARNING} {path/'config.json'} is damaged and was put aside; the run begins anew or at its last checkpoint",
+          file=sys.stderr)
+    os.replace(path/"config.json", path/"config.json.damaged")
+    for name in ("metrics.tsv", "stats.tsv"): (path/name).unlink(missing_ok=True)
+    rmtree(path/"predictions", ignore_errors=True)
+
+# %% ../../nbs/4_runs/01_records.ipynb #21e03a65
+def left_to_do(
+    path: Path,  # directory of a run
+    config: Mapping[str, Any],  # what its config.json says
+) -> str:  # "training" and all that follows, "predictions", "metrics"; "": nothing
+    "What is to be made, or made again: the last of these whose results are not whole, or are a record only."
+    made = config.get("made") or {}
+    if config.get("complete") and is_here(path, config) and not problem_of(path, config, *LOCAL): return ""
+    def whole(folder):
+        there = [name for name in made if name.startswith(folder)]
+        return there and (path/folder).is_dir() and not not_as_made(path, made, folder)
+    if not_as_made(path, made, "train.tsv", "student/", "teacher/"): return "training"
+    if whole("predictions/"): return "metrics"
+    older = config.get("complete") and not made and (path/"student").is_dir()
+    return "predictions" if older or whole("student/") else "training"
 
 # %% ../../nbs/4_runs/01_records.ipynb #c081afdf
 def versions() -> dict[str, str]:
@@ -136,7 +227,7 @@ def git_commit() -> str | None:
 # %% ../../nbs/4_runs/01_records.ipynb #d756777e
 def is_here(
     path: Path,  # directory of a run
-    config: dict[str, Any],  # what its config.json says
+    config: Mapping[str, Any],  # what its config.json says
 ) -> bool:
     "Whether what a complete run left is still there, or its record only."
     kept = config.get("kept")
@@ -146,8 +237,11 @@ def is_here(
 def is_ready(
     base: Resolved,  # a run that another one is made from
 ) -> bool:
-    "Whether it is complete, with its weights."
-    return check_same(base).get("complete", False) and (base.directory/"student").is_dir()
+    "Whether it is complete, with its weights. Raises `UserError` if they are not those that it has made."
+    config = check_same(base)
+    if not config.get("complete") or not (base.directory/"student").is_dir(): return False
+    check_made(base.directory, config, "student/")
+    return True
 
 def require_bases(
     run: Resolved,
@@ -215,14 +309,19 @@ class RunFiles:
         "Its settings; empty where nobody knows."
         return self.config.get("parameters", {})
 
+RUN_NAME = re.compile(r"(?:(.+),)?seed=(\d+)", re.DOTALL)  # setting, seed
+
 def recorded_method(
     folder: str,  # of the method's runs
     config: dict[str, Any],  # of one of them
 ) -> Method:
     "The method of a run, or a stand-in for one that is not here, with the settings of the record."
-    parameters = config.get("parameters", {})
-    try: return find_method(parameters.get("method", folder))
-    except UserError: pass
+    parameters = config.get("parameters") or {}
+    reference = str(parameters.get("method", folder))
+    module, colon, _ = reference.partition(":")
+    if not colon or module in sys.modules:  # a record is data: it imports nothing
+        try: return find_method(reference)
+        except UserError: pass
     own = [(name, str if value is None else type(value), setting(value, "")) for name, value in parameters.items()]
     return Method(folder, folder, "a method that is not here", make_dataclass("Recorded", own), lambda start: iter(()),
                   colour="#999999", marker="x", order=math.inf)
@@ -230,21 +329,31 @@ def recorded_method(
 # %% ../../nbs/4_runs/01_records.ipynb #fe0955f2
 def read_run(
     path: Path,  # <out>/<benchmark>/<method>/<run>
+    *starts: str,  # of the names of sealed files that are to be looked at, too: "predictions/"
 ) -> RunFiles:
     "What there is to know about a run without its results."
-    setting, seed = re.fullmatch(r"(?:(.+),)?seed=(\d+)", path.name).groups(default="")
+    setting, seed = RUN_NAME.fullmatch(path.name).groups(default="")
     try: config = read_config(path)
     except UserError: config = None
-    state = state_of(path, config)
-    return RunFiles(path, recorded_method(path.parent.name, config or {}), setting, int(seed), state, config or {})
+    state, folder = state_of(path, config, *starts), path.parent.name
+    try: method = recorded_method(folder, config or {})
+    except (UserError, TypeError, ValueError):  # names that are none
+        method, state = recorded_method("nameless", {}), f"damaged: {visible(folder)} is no method's name"
+    run = RunFiles(path, method, setting, int(seed), state, config or {})
+    if state == "complete" and (method.name != folder or run.parameters.get("seed", run.seed) != run.seed):
+        run.state = "damaged: its directory is that of another method or seed"
+    return run
 
 def state_of(
     path: Path,  # directory of a run
     config: dict[str, Any] | None,  # what config.json says; None: it cannot be read
+    *starts: str,  # as for `read_run`
 ) -> str:
     "How far a run has come."
     if config is None: return "damaged: config.json"
-    if config.get("complete"): return "complete" if (path/"metrics.tsv").exists() else "damaged: no metrics.tsv"
+    if config.get("complete"):
+        problem = problem_of(path, config, *starts) or ("" if (path/"metrics.tsv").exists() else "no metrics.tsv")
+        return f"damaged: {problem}" if problem else "complete"
     return "failed" if (path/"run.failed.ipynb").exists() else "unfinished"
 
 # %% ../../nbs/4_runs/01_records.ipynb #cf69371a
@@ -284,11 +393,12 @@ def check_select(
 def all_runs(
     out: str | Path,  # folder of all results
     benchmark: str,
+    *starts: str,  # as for `read_run`
 ) -> list[RunFiles]:  # in the order of tables, then by setting and seed
     "All runs on a benchmark, in whatever state. Raises `UserError` if there are none."
     folder = benchmark_folder(out, benchmark)
-    runs = [read_run(path) for path in folder.glob("*/*seed=*")
-            if path.is_dir() and re.fullmatch(r"(.+,)?seed=\d+", path.name)]
+    runs = [read_run(path, *starts) for path in folder.glob("*/*seed=*")
+            if path.is_dir() and RUN_NAME.fullmatch(path.name)]
     if not runs: raise UserError(f"there are no runs in {folder}; make them with `carot reproduce`")
     return sorted(runs, key=lambda run: (run.method.order, run.method.name, run.setting, run.seed))
 
@@ -300,16 +410,17 @@ def find_runs(
     seeds: Collection[int] | None = None,  # None: all; a method without chance has its one
 ) -> list[RunFiles]:
     "The runs at one setting. Raises `UserError` if none of them is complete."
-    runs = all_runs(out, benchmark)
-    check_select(select, runs)
     names = methods and {find_method(name).name for name in methods}
+    runs = all_runs(out, benchmark, "predictions/")
+    check_select(select, runs)
     found = [run for run in runs if matches(run, select) and (not names or run.method.name in names)
              and (not seeds or run.seed in seeds or not run.method.seeded)]
     used = [run for run in found if not select or any(map(run.method.uses, as_settings(select)))]
     if not any(run.state == "complete" for run in used):
         known = sorted({repr(run.setting) for run in runs if run.state == "complete"})
+        damaged = [f"; {run.name} is {run.state}" for run in used if run.state.startswith("damaged")]
         raise UserError(f"no complete run on {benchmark} at the setting {select!r} ('' = defaults); "
-                        f"complete runs are at: {', '.join(known) or 'none'} (parameter select)")
+                        f"complete runs are at: {', '.join(known) or 'none'} (parameter select){''.join(damaged[:3])}")
     return found
 
 # %% ../../nbs/4_runs/01_records.ipynb #444aa12c
@@ -327,7 +438,9 @@ def summary(
     path: Path,  # directory of a complete run
 ) -> str:
     "Accuracy and ECE on ID and averaged over the shifts, and the time it took, in one line."
-    with open(path/"metrics.tsv", newline="") as file: rows = list(csv.DictReader(file, delimiter="\t"))
+    with open(path/"metrics.tsv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
     accuracy, ece = ([mean_metric(rows, metric, x) for x in (True, False)] for metric in ("accuracy", "ece"))
     return (f"accuracy: ID {100 * accuracy[0]:.1f} %, shifts {100 * accuracy[1]:.1f} %   "
-            f"ECE: ID {ece[0]:.3f}, shifts {ece[1]:.3f}   {read_config(path)['seconds']['total']:.0f} s")
+            f"ECE: ID {ece[0]:.3f}, shifts {ece[1]:.3f}   "
+            f"{(known_config(path).get('seconds') or {}).get('total', math.nan):.0f} s")

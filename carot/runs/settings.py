@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import carot
-from ..config import RunSettings, Setting, TrainSettings, convert, describe, parse, parse_settings
+from ..config import KINDS, RunSettings, Setting, TrainSettings, convert, describe, parse, parse_settings
 from ..core import UserError, digest, spell, unknown
 from ..data import BenchmarkSpec, benchmark_spec, built_in_benchmarks
 from ..methods.base import Method, all_methods, benchmark_defaults, find_method, settings_of
+from .errors import shown_path
 
 # %% auto #0
-__all__ = ['OUT', 'KINDS', 'GROUPS', 'IN_PATH', 'Resolved', 'run_name', 'run_directory', 'clone_root', 'results_folder',
+__all__ = ['OUT', 'GROUPS', 'IN_PATH', 'Resolved', 'run_name', 'run_directory', 'clone_root', 'results_folder',
            'benchmark_folder', 'without_slash', 'has_weights', 'resolve', 'base_runs', 'check_bases', 'check_run',
            'check_device', 'check_batch', 'check_writable', 'known_settings', 'usual_methods', 'notebook_path',
            'parameters_source', 'trailing_comments', 'notebook_parameters', 'assigned', 'known_parameters',
@@ -164,7 +165,8 @@ def check_run(
     check_device(run.settings.device)
     if isinstance(run.settings, TrainSettings): check_batch(run.settings)
     check_bases(run)
-    root = run.settings.root
+    sets, root = run.settings.eval_sets, run.settings.root
+    if sets is not None and not list_values(sets, str): raise UserError("eval_sets names none; leave it out for all")
     if root is not None and not Path(root).is_dir(): raise UserError(f"there is no folder {root!r} (parameter root)")
     check_writable(run.directory)
 
@@ -191,10 +193,12 @@ def check_writable(
 ) -> None:
     "Raises `UserError` unless the directory exists or can be made, and can be written to."
     path = path.absolute()
-    nearest = next(p for p in (path, *path.parents) if p.exists())
-    if not nearest.is_dir(): raise UserError(f"cannot write to {path}: {nearest} is a file (parameter out)")
-    if not os.access(nearest, os.W_OK):
-        raise UserError(f"cannot write to {path}: no permission for {nearest} (parameter out)")
+    nearest = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    if max(len(os.fsencode(part)) for part in path.parts) > 255: problem = "a part of it is longer than 255 bytes"
+    elif not nearest.is_dir(): problem = f"{nearest} is a {'file' if nearest.exists() else 'link that leads nowhere'}"
+    elif not os.access(nearest, os.W_OK): problem = f"no permission for {nearest}"
+    else: return
+    raise UserError(f"cannot write to {shown_path(path)}: {problem} (parameter out)")
 
 # %% ../../nbs/4_runs/00_settings.ipynb #e1d249cb
 def known_settings(
@@ -221,17 +225,17 @@ def notebook_path(
     return clone if clone.exists() else package/"notebooks"/f"{name}.ipynb"
 
 # %% ../../nbs/4_runs/00_settings.ipynb #41d6cd1c
-KINDS = {"bool": bool, "int": int, "float": float, "str": str}
-
 def parameters_source(
     notebook: str | Path,
 ) -> str:
     "The code of the cell tagged `parameters`; empty if there is none."
     if not Path(notebook).is_file(): raise UserError(f"there is no notebook {str(notebook)!r}")
-    try: cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    except (ValueError, KeyError, TypeError): raise UserError(f"{notebook} is no notebook") from None
-    tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
-    lines = "".join(tagged[0]["source"]).splitlines() if tagged else []
+    try:
+        cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+        tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
+        lines = "".join(tagged[0]["source"]).splitlines() if tagged else []
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{notebook} is no notebook") from None
     return "\n".join("" if line.startswith(("%", "!")) else line for line in lines)
 
 def trailing_comments(

@@ -13,13 +13,13 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import Setting, convert, parse
-from ..core import UserError, digest, lazy, spell, unknown, write_atomic
+from ..config import Setting, bounded, convert, parse
+from ..core import UserError, digest, lazy, spell, unknown, visible, write_atomic
 from .check import check_before_training
 from .jobs import (Job, Screen, check_processes, command_of, default_jobs, is_complete, job_for, log_path,
                              run_all)
@@ -28,10 +28,10 @@ from .settings import (asked, benchmark_folder, check_parameters, check_writable
                                  known_settings, notebook_path)
 
 # %% auto #0
-__all__ = ['METRIC_COLUMNS', 'parse_grid', 'as_axes', 'read_grid', 'plan_sweep', 'run_rows', 'sweep_table', 'failures_table',
-           'sweep_folder', 'save_tables', 'load_sweep', 'run_on_node', 'connect_ray', 'submit', 'run_on_ray', 'begun',
-           'result_of', 'follow_tasks', 'slurm_script', 'Sweep', 'print_end', 'run_sweep', 'check_options',
-           'make_sweep']
+__all__ = ['MOST_RUNS', 'METRIC_COLUMNS', 'parse_grid', 'as_axes', 'read_grid', 'plan_sweep', 'metric_rows', 'run_rows',
+           'sweep_table', 'failures_table', 'sweep_folder', 'readable', 'save_tables', 'load_sweep', 'run_on_node',
+           'connect_ray', 'submit', 'run_on_ray', 'begun', 'result_of', 'follow_tasks', 'in_script', 'log_pattern',
+           'slurm_script', 'Sweep', 'print_end', 'run_sweep', 'check_options', 'make_sweep']
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #0bbfbeb2
 if TYPE_CHECKING: import pandas as pd
@@ -77,6 +77,8 @@ def read_grid(
     return {name: [read(known[name], value) for value in values] for name, values in axes.items()}
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #65a8e9c1
+MOST_RUNS = 10_000
+
 def plan_sweep(
     notebook: str | Path,
     grid: str | Mapping[str, list] | None,  # as for `make_sweep`; in Python a dictionary of lists, too
@@ -93,6 +95,8 @@ def plan_sweep(
         if "seed" in given | axes: raise UserError("give seeds, or seed, but not both")
         if seeds < 1: raise UserError(f"seeds must be at least 1, not {seeds}")
         axes["seed"] = list(range(1, seeds + 1))
+    n = math.prod(map(len, axes.values()))
+    if n > MOST_RUNS: raise UserError(f"the grid has {n:,} runs; a sweep has at most {MOST_RUNS:,}: make several")
     points = [given | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     jobs = [job_for(asked(point, notebook)) for point in points]
     seeds_of = axes.get("seed", [None])  # a method without chance takes the first
@@ -100,20 +104,31 @@ def plan_sweep(
     return list({job.path: job for job in jobs}.values())
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #4e4ea65a
+METRIC_COLUMNS = {"set": str, "id": bool, "n": int, "metric": str, "value": float}
+
+def metric_rows(
+    run: Path,  # directory of a complete run
+) -> pd.DataFrame:  # with `METRIC_COLUMNS`
+    "A run's metrics.tsv; a set may be called NA or 001. Raises `UserError`."
+    file = run/"metrics.tsv"
+    try:
+        return pd.read_csv(file, sep="\t", dtype=METRIC_COLUMNS, keep_default_na=False,
+                           na_values={"value": ["", "nan"]})[list(METRIC_COLUMNS)]
+    except FileNotFoundError: raise UserError(f"there is no complete run in {run}") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot read {file} ({error}); remove {run} and make it again") from None
+
 def run_rows(
     run: Path,  # directory of a complete run
 ) -> pd.DataFrame:
-    "All metrics of a run, with its settings in every row."
-    known = read_config(run).get("parameters")
-    if known is None or not (run/"metrics.tsv").exists(): raise UserError(f"there is no complete run in {run}")
-    metrics = pd.read_csv(run/"metrics.tsv", sep="\t")
+    "All metrics of a run, with its settings in every row. Raises `UserError`."
+    known, metrics = read_config(run).get("parameters"), metric_rows(run)
+    if known is None: raise UserError(f"there is no complete run in {run}")
     values = pd.DataFrame([{"run": run.as_posix()} | known] * len(metrics), index=metrics.index, dtype=object)
     return values.infer_objects().join(metrics)
 
-METRIC_COLUMNS = ("set", "id", "n", "metric", "value")
-
 def sweep_table(
-    runs: list[str | Path],  # directories of complete runs
+    runs: Sequence[str | Path],  # directories of complete runs
 ) -> pd.DataFrame:  # run, every setting, set, id, n, metric, value
     "All metrics of many runs, with their settings; a setting that a method does not use is empty."
     tables = [run_rows(Path(run)) for run in runs]
@@ -126,8 +141,8 @@ def failures_table(
     logs: Path,  # folder of logs
 ) -> pd.DataFrame:  # run, every setting, error, log
     "The runs that failed, and why."
-    found = [{"run": job.path.as_posix()} | job.parameters | {"error": job.error, "log": log_path(job, logs).as_posix()}
-             for job in jobs if job.error]
+    found = [{"run": job.path.as_posix()} | job.parameters
+             | {"error": visible(job.error), "log": log_path(job, logs).as_posix()} for job in jobs if job.error]
     settings = dict.fromkeys(name for job in jobs for name in job.parameters)
     return pd.DataFrame(found, columns=["run", *settings, "error", "log"])
 
@@ -142,12 +157,23 @@ def sweep_folder(
     name = spell(name) if name else f"{','.join(sorted(axes))[:100]}-{digest('|'.join(runs))}"
     return benchmark_folder(parameters["out"], parameters["benchmark"])/"sweeps"/name
 
+def readable(
+    runs: list[Path],  # directories of complete runs
+) -> list[Path]:
+    "Those that can be read; a line on stderr for each of the others, which never stops its neighbours."
+    found = []
+    for run in runs:
+        try: metric_rows(run)
+        except UserError as error: print(f"carot: warning: left out of the table: {error}", file=sys.stderr)
+        else: found.append(run)
+    return found
+
 def save_tables(
     folder: Path,  # of the sweep
     jobs: list[Job],
 ) -> None:
     "Writes results.tsv, results.parquet and failures.tsv."
-    results, parquet = sweep_table([job.path for job in jobs if is_complete(job)]), io.BytesIO()
+    results, parquet = sweep_table(readable([job.path for job in jobs if is_complete(job)])), io.BytesIO()
     results.to_parquet(parquet, index=False)
     write_atomic(folder/"results.parquet", parquet.getvalue())
     write_atomic(folder/"results.tsv", results.to_csv(sep="\t", index=False))
@@ -270,6 +296,21 @@ def follow_tasks(
     return 0 if codes <= {0} else 2 if codes <= {0, 2} else 1
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #047db2ba
+def in_script(
+    words: Sequence[str],
+) -> str:
+    "Words of a command in a script. Raises `UserError` for what could end a line."
+    for word in words:
+        if not word.isprintable(): raise UserError(f"{word!r} cannot stand in a script for Slurm; rename it")
+    return shlex.join(words)
+
+def log_pattern(
+    folder: Path,  # of logs
+) -> str:  # as a line of #SBATCH takes it
+    "Slurm's name for a log of each task. Raises `UserError` for what Slurm cannot read."
+    if "\\" in str(folder): raise UserError(f"Slurm takes the backslash in {str(folder)!r} for its own; rename it")
+    return in_script([str(folder).replace("%", "%%") + "/slurm-%A_%a.log"])
+
 def slurm_script(
     notebook: str | Path,
     jobs: list[Job],  # that are to be made
@@ -283,15 +324,14 @@ def slurm_script(
     def command(job):
         return [sys.executable, "-m", "carot", *command_of(job, notebook, processes), "--no-preflight"]
     threads = jobs[0].parameters["threads"] * processes
-    output = str((folder/"logs").resolve()).replace("%", "%%") + "/slurm-%A_%a.log"
-    settings = [f"job-name={folder.name}", f"array=0-{len(jobs) - 1}" + (f"%{at_once}" if at_once else ""),
-                f"output={shlex.quote(output)}"]
+    settings = [f"job-name={in_script([folder.name])}", f"array=0-{len(jobs) - 1}" + (f"%{at_once}" if at_once else ""),
+                f"output={log_pattern((folder/'logs').resolve())}"]
     if timeout: settings.append(f"time={math.ceil(timeout)}")
     if gpus: settings += [f"gpus-per-task={gpus}", "ntasks=1"]
     if threads: settings.append(f"cpus-per-task={threads}")
-    cases = [f"{i}) exec {shlex.join(command(job))} ;;" for i, job in enumerate(jobs)]
+    cases = [f"{i}) exec {in_script(command(job))} ;;" for i, job in enumerate(jobs)]
     return "\n".join(["#!/bin/bash", *(f"#SBATCH --{setting}" for setting in settings),
-                      f"cd {shlex.quote(os.getcwd())} || exit", "case $SLURM_ARRAY_TASK_ID in", *cases, "esac", ""])
+                      f"cd {in_script([os.getcwd()])} || exit", "case $SLURM_ARRAY_TASK_ID in", *cases, "esac", ""])
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #275f207a
 @dataclass
@@ -355,9 +395,6 @@ def check_options(
 ) -> None:
     "Raises `UserError` for options that cannot be, or not together."
     if engine not in ("local", "ray", "slurm"): raise unknown("engine", engine, ["local", "ray", "slurm"])
-    if jobs is not None and jobs < 1: raise UserError(f"jobs must be at least 1, not {jobs}")
-    if timeout is not None and timeout <= 0: raise UserError(f"timeout must be more than 0 minutes, not {timeout:g}")
-    if gpus is not None and gpus < 0: raise UserError(f"gpus must be at least 0, not {gpus:g}")
     if jobs and engine == "ray":
         raise UserError("with the engine ray the cluster decides how many runs are made at once; leave jobs out")
     if gpus is not None and engine == "local":
@@ -367,6 +404,7 @@ def check_options(
     if processes > 1 and engine == "ray": raise UserError("with the engine ray a run takes one process; leave it out")
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #e1a43e97
+@bounded(seeds=(1, 1000), jobs=(1, 1000), timeout=(0.001, 10000000), gpus=(0, 1024), processes=(1, 1024))
 def make_sweep(
     notebook: str | Path | None = None,  # None: carot's own `fine_tune`
     grid: str | Mapping[str, list] | None = None,  # axes and their values, "lr=1e-5,1e-4;epochs=1,3"; all combinations
@@ -384,17 +422,19 @@ def make_sweep(
     notebook = notebook or notebook_path("fine_tune")
     check_options(engine, jobs, timeout, gpus, processes)
     planned = plan_sweep(notebook, grid, seeds, **given)
-    if engine == "local" or processes < 1: check_processes(processes, planned[0].parameters)
+    if engine == "local": check_processes(processes, planned[0].parameters)
     made = Sweep(sweep_folder(planned, list(as_axes(grid)), name), planned)
+    missing = [job for job in planned if not is_complete(job)]
+    by_slurm = engine == "slurm" and missing
+    script = slurm_script(notebook, missing, made.folder, jobs, timeout, int(gpus or 0), processes) if by_slurm else ""
     check_writable(made.folder)
     if engine == "local" and preflight: check_before_training(notebook, planned)
     about = {"notebook": Path(notebook).name, "grid": grid, "seeds": seeds, "given": given,
              "runs": [job.path.as_posix() for job in planned]}
     write_atomic(made.folder/"sweep.json", json.dumps(about, indent=1, default=str) + "\n")
-    missing = [job for job in planned if not is_complete(job)]
-    if engine == "slurm" and missing:
+    if script:
         (made.folder/"logs").mkdir(exist_ok=True)  # Slurm does not make it, and runs nothing without it
-        print(slurm_script(notebook, missing, made.folder, jobs, timeout, int(gpus or 0), processes), end="")
+        print(script, end="")
         return made
     made.code = run_sweep(made, notebook, "local" if engine == "slurm" else engine, jobs, timeout, gpus, processes)
     print_end(made)
