@@ -99,8 +99,9 @@ def write_atomic(
             os.fsync(file.fileno())
         os.chmod(part, 0o644)  # mkstemp makes files that only their owner can read
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         Path(part).unlink(missing_ok=True)
+        if isinstance(error, OSError): error.filename = error.filename or os.fspath(path)  # a full disk names no place
         raise
     return path
 
@@ -135,7 +136,7 @@ def digest(
     text: str,
 ) -> str:
     "Eight hexadecimal digits that stand for a text."
-    return hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
 
 # %% ../nbs/1_method/00_core.ipynb #d151aad5
 def spell(

@@ -23,8 +23,8 @@ from ..core import UserError, visible
 from ..engine.log import WARNING
 
 # %% auto #0
-__all__ = ['WHAT_TO_DO', 'NotebookFailed', 'shown_path', 'mendable', 'mendable_in_words', 'place_of', 'write_log', 'clipped',
-           'in_a_line', 'explain', 'short_warnings']
+__all__ = ['WHAT_TO_DO', 'FULL', 'NotebookFailed', 'shown_path', 'mendable', 'mendable_in_words', 'place_of', 'write_log',
+           'clipped', 'in_a_line', 'explain', 'short_warnings']
 
 # %% ../../nbs/4_runs/09_errors.ipynb #e7c8d2cd
 WHAT_TO_DO = {
@@ -45,6 +45,8 @@ WHAT_TO_DO = {
     errno.ENOLCK: "this file system has no locks; choose another place",
     errno.EOPNOTSUPP: "this file system cannot do that; choose another place"}
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of writing, which name no file
+
 class NotebookFailed(RuntimeError):
     "An executed notebook ended with an error; the message is one line that says which, and where the notebook is."
 
@@ -58,24 +60,27 @@ def shown_path(
 
 def mendable(
     error: BaseException,
+    place: str | Path | None = None,  # where it was written to, if the error does not say
 ) -> UserError | None:  # None: nobody foresaw it
     "What the user can mend of an error, with what to do."
     if isinstance(error, UserError): return error
     if not isinstance(error, OSError) or error.errno not in WHAT_TO_DO: return None
-    where = "" if error.filename is None else f"{shown_path(error.filename)}: "
+    named = place if error.filename is None and error.errno in FULL else error.filename
+    where = "" if named is None else f"{shown_path(named)}: "
     return UserError(f"{where}{error.strerror or os.strerror(error.errno)}; {WHAT_TO_DO[error.errno]}")
 
 # %% ../../nbs/4_runs/09_errors.ipynb #9fa6b46e
 def mendable_in_words(
     name: str,  # of the error's type
     text: str,  # "[Errno 28] No space left on device: '/data/x'"
+    place: str | Path | None = None,  # as for `mendable`
 ) -> UserError | None:  # as from `mendable`
     "The same for an error of another process."
     if name in ("UserError", "BadImage"): return UserError(text)
     kind = getattr(builtins, name, None)
     found = re.match(r"\[Errno (\d+)\] ([^:]*)(?:: (['\"])(.*)\3)?", text, re.DOTALL)
     if not found or not isinstance(kind, type) or not issubclass(kind, OSError): return None
-    return mendable(OSError(int(found[1]), found[2], found[4]))
+    return mendable(OSError(int(found[1]), found[2], found[4]), place)
 
 # %% ../../nbs/4_runs/09_errors.ipynb #4fc7af96
 def place_of(
@@ -128,7 +133,7 @@ def explain(
 ) -> tuple[str, int]:  # one line, and the exit code
     "What is to be said of an error. The traceback of one that nobody foresaw goes to a log."
     if os.environ.get("CAROT_TRACEBACK") == "1": traceback.print_exception(error)
-    known = mendable(error)
+    known = mendable(error, folder)
     if known: return clipped(str(known)), 2
     if isinstance(error, NotebookFailed): return clipped(visible(str(error))), 1
     log = write_log(error, folder, command)
