@@ -10,6 +10,7 @@ import pytest
 import carot
 from carot import translate
 from carot.cli import command_options, main, read_command
+from carot.config import RunSettings, describe
 from carot.core import UserError
 from carot.data import benchmark_spec
 from carot.methods.base import all_methods, benchmark_defaults, find_method, settings_of
@@ -36,7 +37,9 @@ TRAINING = {"method": "carot", "benchmark": "imagenet", "root": "./datasets/data
 
 def settings(*words):
     "All settings of the run that a public command becomes."
-    given = translation(list(words)).settings
+    given = dict(translation(list(words)).settings)
+    most = describe(RunSettings)["workers"].high
+    if "workers" in given: given["workers"] = min(given["workers"], most)  # what is too many depends on the machine
     method = find_method(given["method"]) if "method" in given else find_method("carot")
     return vars(settings_of(method, benchmark_defaults(method, benchmark_spec("imagenet")), given)[0])
 
