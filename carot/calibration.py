@@ -75,6 +75,7 @@ def as_matrix(
     if matrix.size == 0: raise UserError(f"{name} is empty: shape {matrix.shape}")
     return matrix.astype(np.float64, copy=False)
 
+# %% ../nbs/1_method/07_calibration.ipynb #79788cc2
 def check_matrix(
     values: Any,  # (N, C)
     name: str,  # what to call it in an error
@@ -126,6 +127,7 @@ def once(
         return known[2][function]
     return kept
 
+# %% ../nbs/1_method/07_calibration.ipynb #50e61834
 def sums_and_minimum(
     matrix: np.ndarray,  # (N, C)
 ) -> tuple[np.ndarray, float]:  # (N,), number
@@ -156,6 +158,7 @@ def check_probs(
                         "pass softmax(logits) over the classes that the labels count")
     return probs, labels
 
+# %% ../nbs/1_method/07_calibration.ipynb #816fd167
 def check_count(
     value: Any,  # to be checked
     name: str,  # the parameter it is

@@ -245,6 +245,7 @@ def read_json(
     if not isinstance(content, dict): raise UserError(f"{file} is damaged: it holds no object")
     return content
 
+# %% ../nbs/1_method/08_evaluate.ipynb #4ae093bb
 def as_classes(
     file: Path,
     content: dict[str, Any],  # of classes.json

@@ -335,6 +335,7 @@ def whole_rows(
             if not line.endswith(b"\n") or len(row) != len(COLUMNS) or row[0] != name: return
             yield end, row
 
+# %% ../nbs/6_use/01_predict.ipynb #784acbad
 class GrowingTable:
     "A table that is being made; its rows are on disk as soon as they are known, or in memory if there is no file."
     def __init__(

@@ -599,6 +599,7 @@ def table(
                   for parts in zip_longest(*cells, fillvalue="")]
     return "\n".join(lines)
 
+# %% ../nbs/6_use/04_translate.ipynb #6b0bb3c2
 @dataclass(frozen=True)
 class Translation:
     "A command of the public code in carot's words."

@@ -126,6 +126,7 @@ def differing(
         found[run.path] = "; ".join(fingerprints.differences(run.config, expected, run.path))
     return {path: words for path, words in found.items() if words}
 
+# %% ../../nbs/5_analysis/02_tables.ipynb #97077363
 def comparable(
     runs: list[RunFiles],  # from `find_runs`
     benchmark: str,

@@ -80,6 +80,7 @@ def file_size(
     except (OSError, ValueError): return -1
     return found.st_size if stat.S_ISREG(found.st_mode) else -1
 
+# %% ../../nbs/2_benchmarks/03_files.ipynb #89932350
 def file_sizes(
     root: str | Path,
     names: Iterable[bytes],  # relative to `root`
@@ -104,6 +105,7 @@ def file_start(
         with open_regular(path) as file: return file.read(LONGEST_LOOK)
     except (OSError, ValueError): return b""
 
+# %% ../../nbs/2_benchmarks/03_files.ipynb #45b71af4
 def files_identity(
     root: str | Path,
     names: Iterable[bytes],  # relative to `root`

@@ -216,6 +216,7 @@ def benchmark_of(
         name="handwriting", classnames=list(CLASSNAMES), templates=list(TEMPLATES), train=sets["train"],
         val=sets["val"], eval={name: EvalSet(sets[name], id=name == "MNIST") for name in list(SETS)[2:]}, note=NOTE)
 
+# %% ../../nbs/2_benchmarks/02_handwriting.ipynb #dfd2d3f0
 def load(
     root: str | Path | None = None,  # not used: loading takes no longer than reading a cache would
     transform=None,  # of every image: PIL -> tensor; None: PIL images

@@ -151,6 +151,7 @@ def text_bytes(
     whole = np.frombuffer(text or b"", np.uint8)
     return ends - ends[:1], whole[ends[0]:ends[-1]] if len(ends) else whole[:0]
 
+# %% ../../nbs/2_benchmarks/12_pairs.ipynb #543f704e
 class PairImages:
     "A map-style data set of images with captions of their own: index -> (image, -1)."
     def __init__(

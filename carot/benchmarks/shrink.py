@@ -121,6 +121,7 @@ def check_same_shards(
     if other: raise UserError(f"{out} holds shards made with other {', '.join(other)}; choose another folder or delete "
                               "it")
 
+# %% ../../nbs/2_benchmarks/10_shrink.ipynb #1da2ce4d
 @contextmanager
 def begun_shards(
     out: Path,

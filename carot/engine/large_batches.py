@@ -137,6 +137,7 @@ def in_slices(
     made = [*first, features(*slices[-1])]
     return {name: full_precision(torch.cat([rows[name] for rows in made])) for name in made[0]}
 
+# %% ../../nbs/3_engine/04_large_batches.ipynb #783a3fd5
 def features_in_parts(
     objective: Objective,
     needs: Sequence[str],

@@ -79,6 +79,7 @@ class KeptTensors:
 
     def __exit__(self, *error: Any) -> None: self.hooks.__exit__(*error)
 
+# %% ../../nbs/4_runs/04_estimate.ipynb #8f4cdd24
 def time_step(
     stage: Stage,  # trained a little: not to be used afterwards
     accelerator: Accelerator,

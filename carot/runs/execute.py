@@ -206,6 +206,7 @@ def kernel_end(
     "Why there is no kernel any more, in words."
     return "the notebook's kernel died; out of memory?" if "Kernel died" in str(error) else str(error)
 
+# %% ../../nbs/4_runs/02_execute.ipynb #78416d8a
 def keep_notebook(
     notebook: Any,  # executed
     folder: Path,  # for temporary files: nobody sweeps it, as they may `target`'s when the run is complete

@@ -191,6 +191,7 @@ def names_of(
         return list(map(str, known["classnames"])), list(map(str, known["templates"]))
     except (OSError, ValueError, KeyError, TypeError): return None
 
+# %% ../../nbs/4_runs/07_fingerprints.ipynb #09aeed3f
 def class_differences(
     old: Mapping[str, Any],  # a fingerprint
     new: Mapping[str, Any],
@@ -221,6 +222,7 @@ def set_differences(
     if others: words.append(f"some images of {listed(others)} are not the same (names, sizes, content or labels)")
     return words
 
+# %% ../../nbs/4_runs/07_fingerprints.ipynb #2a513cc1
 def differences(
     recorded: Mapping[str, Any],  # config.json of a run: data, weights
     now: Mapping[str, Any],  # the same of another, or from `data_and_weights`

@@ -310,6 +310,7 @@ from carot.runs.jobs import child
 child(*json.loads(sys.argv[1]))
 """
 
+# %% ../../nbs/4_runs/03_jobs.ipynb #6a23274e
 def start(
     job: Job,
     notebook: str | Path,
