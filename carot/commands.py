@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,8 @@ from .runs.settings import (asked, benchmark_folder, check_parameters, check_wri
                                  list_values, notebook_parameters, notebook_path, usual_methods)
 
 # %% auto #0
-__all__ = ['shorten', 'run_one', 'make_page', 'print_page', 'display_page', 'make_report', 'make_claims', 'method_names',
-           'plan_comparison', 'report_parameters', 'reproduce', 'job_state', 'LiveTable']
+__all__ = ['NEEDED', 'PAGES', 'shorten', 'run_one', 'make_one', 'make_page', 'print_page', 'display_page', 'make_report',
+           'make_claims', 'method_names', 'plan_comparison', 'report_parameters', 'reproduce', 'job_state', 'LiveTable']
 
 # %% ../nbs/6_use/00_commands.ipynb #7cd28aeb
 if TYPE_CHECKING:
@@ -26,14 +27,18 @@ if TYPE_CHECKING:
 
     from carot import calibration
     from carot.analysis import figures
-    from carot.engine import devices
+    from carot.engine import devices, warm
     from carot.runs import check, execute, records
     from carot.runs import jobs as runner
 else:
     pd, devices, figures = lazy("pandas"), lazy("carot.engine.devices"), lazy("carot.analysis.figures")
     calibration = lazy("carot.calibration")
     check, execute = lazy("carot.runs.check"), lazy("carot.runs.execute")
-    runner, records = lazy("carot.runs.jobs"), lazy("carot.runs.records")
+    runner, records, warm = lazy("carot.runs.jobs"), lazy("carot.runs.records"), lazy("carot.engine.warm")
+
+NEEDED = """carot.runs.jobs papermill ipykernel.kernelapp carot.train carot.evaluate torch._dynamo matplotlib.pyplot pandas
+carot.analysis.claims carot.analysis.figures carot.analysis.published carot.analysis.tables""".split()  # by notebooks
+PAGES = ["papermill", "nbconvert", "carot.analysis.figures"]  # by `make_page`
 
 # %% ../nbs/6_use/00_commands.ipynb #f921bbb5
 def shorten(path: Path) -> Path:
@@ -49,7 +54,13 @@ def run_one(
 ) -> int:  # exit code
     "Makes one run, or goes on with an interrupted one."
     notebook = notebook or notebook_path("fine_tune")
-    job = runner.job_for(asked(given, notebook))
+    with warm.warm_start(NEEDED, processes == 1) as server:
+        job = runner.job_for(asked(given, notebook))
+        server.keep_if(runner.on_one_core(job.parameters))
+        return make_one(notebook, job, preflight, processes)
+
+def make_one(notebook: str | Path, job: Any, preflight: bool, processes: int) -> int:
+    "Makes a run that has been planned."
     if not runner.is_complete(job): records.require_bases(job.resolved)
     runner.check_processes(processes, job.parameters)
     many = devices.is_one_of_many()
@@ -187,19 +198,22 @@ def reproduce(
     "Makes the runs of the comparison that are missing, each in a process of its own, then the report."
     notebook = notebook or notebook_path("fine_tune")
     if metrics: calibration.find_metrics(metrics.replace(",", " ").split())  # not after hours of training
-    planned = plan_comparison(methods, seeds, settings, notebook, given)
-    runner.check_processes(processes, planned[-1].parameters)
-    needed = runner.with_bases(planned)
-    if preflight: check.check_before_training(notebook, needed)
-    at_once = jobs or runner.default_jobs(planned[-1].parameters, processes)
-    code = runner.run_all(notebook, needed, at_once, timeout, screen=screen, processes=processes)
-    if screen: screen.draw(needed, [], 0)
-    if code == 75 or not any(map(runner.is_complete, planned)): return code
-    report = report_notebook or notebook_path("report")
-    asked_for = report_parameters(planned) | ({"metrics": metrics} if metrics else {})
-    known = notebook_parameters(report)
-    make_report(notebook=report, show=show, **{name: value for name, value in asked_for.items() if name in known})
-    return code
+    with warm.warm_start(NEEDED, processes == 1) as server:
+        planned = plan_comparison(methods, seeds, settings, notebook, given)
+        server.keep_if(runner.on_one_core(planned[-1].parameters))
+        runner.check_processes(processes, planned[-1].parameters)
+        needed = runner.with_bases(planned)
+        if preflight: check.check_before_training(notebook, needed)
+        at_once = jobs or runner.default_jobs(planned[-1].parameters, processes)
+        for module in PAGES: import_module(module)  # while the server imports, so that the report need not
+        code = runner.run_all(notebook, needed, at_once, timeout, screen=screen, processes=processes)
+        if screen: screen.draw(needed, [], 0)
+        if code == 75 or not any(map(runner.is_complete, planned)): return code
+        report = report_notebook or notebook_path("report")
+        asked_for = report_parameters(planned) | ({"metrics": metrics} if metrics else {})
+        known = notebook_parameters(report)
+        make_report(notebook=report, show=show, **{name: value for name, value in asked_for.items() if name in known})
+        return code
 
 # %% ../nbs/6_use/00_commands.ipynb #48fa72ab
 def job_state(

@@ -21,6 +21,7 @@ from ..engine.devices import is_main_process
 from ..engine.log import WARNING
 from ..engine.processes import hold_signals
 from ..engine.signals import Stopped, StopSignals
+from ..engine.warm import is_warm, popen
 from ..engine.work import WORK, sweep_work, work_folder
 from .errors import NotebookFailed, mendable_in_words
 from .records import HELD, check_same, left_to_do, lock, sweep_leftovers, unlock
@@ -117,6 +118,13 @@ def kernel_manager(
             with hold_signals(): await super().start_kernel(**settings)
             self.stop.kernel = self.provisioner.process
             self.stop.pass_on()
+
+        async def _async_launch_kernel(self, kernel_cmd, **settings):
+            if not is_warm(): return await super()._async_launch_kernel(kernel_cmd, **settings)
+            quiet = "--IPKernelApp.parent_handle=1"  # or it tells how to connect to it
+            process, made = popen([*kernel_cmd[2:], quiet], settings["env"]), self.provisioner
+            made.process, made.pid, made.pgid = process, process.pid, process.pid  # it leads a session of its own
+            self._reconcile_connection_info(made.connection_info)
 
         @property
         def kernel_spec(self):

@@ -30,8 +30,8 @@ from ..config import CORES, parse_settings
 from ..core import UserError, lazy
 from ..engine.devices import device_choices
 from ..engine.log import WARNING
-from ..engine.processes import hold_signals
 from ..engine.signals import Stopped, StopSignals
+from ..engine.warm import popen
 from ..methods.base import Method, all_methods, find_method
 from .errors import explain
 from .execute import is_done, make_run, notebook_path
@@ -41,10 +41,10 @@ from .settings import (OUT, Resolved, benchmark_folder, known_settings, list_val
 
 # %% auto #0
 __all__ = ['PROGRAM', 'Child', 'Job', 'job_for', 'is_complete', 'used_by', 'base_methods', 'used_or_passed_on', 'plan_runs',
-           'nobody_uses', 'with_bases', 'command_of', 'log_path', 'open_log', 'threads_of', 'share', 'default_jobs',
-           'free_port', 'team_variables', 'check_processes', 'child', 'log_folder', 'start', 'last_words', 'failure',
-           'is_broken', 'end_runs', 'tell_end', 'steps_done', 'progress', 'clock', 'Screen', 'Queue', 'next_job',
-           'start_next', 'ask_to_stop', 'collect', 'run_all', 'Ablation', 'ablation']
+           'nobody_uses', 'with_bases', 'command_of', 'log_path', 'open_log', 'threads_of', 'share', 'on_one_core',
+           'default_jobs', 'free_port', 'team_variables', 'check_processes', 'child', 'log_folder', 'start',
+           'last_words', 'failure', 'is_broken', 'end_runs', 'tell_end', 'steps_done', 'progress', 'clock', 'Screen',
+           'Queue', 'next_job', 'start_next', 'ask_to_stop', 'collect', 'run_all', 'Ablation', 'ablation']
 
 # %% ../../nbs/4_runs/03_jobs.ipynb #ef138e52
 if TYPE_CHECKING: import torch
@@ -233,13 +233,18 @@ def share(
     if own and parameters["device"] in ("auto", "cuda"): part["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     return part
 
+def on_one_core(
+    parameters: dict[str, Any],  # of a run
+) -> bool:
+    "Whether its process uses one thread and no GPU."
+    return parameters["threads"] == 1 and (parameters["device"] == "cpu" or device_choices() == ["auto", "cpu"])
+
 def default_jobs(
     parameters: dict[str, Any],  # of a run
     processes: int = 1,
 ) -> int:
     "How many runs at once: one per core if a process uses one thread and no GPU, else one."
-    cpu = parameters["device"] == "cpu" or device_choices() == ["auto", "cpu"]
-    return max(1, os.cpu_count() // processes) if cpu and parameters["threads"] == 1 else 1
+    return max(1, os.cpu_count() // processes) if on_one_core(parameters) else 1
 
 # %% ../../nbs/4_runs/03_jobs.ipynb #5a972615
 def free_port() -> int:
@@ -319,14 +324,12 @@ def start(
     processes: int = 1,  # that work on the run
 ) -> None:
     "Starts the processes of a run. They end with this one, and Ctrl-C is left to this one."
-    words = [sys.executable, "-c", PROGRAM, json.dumps([str(notebook), job.given, bool(logs)])]
+    words = [PROGRAM, json.dumps([str(notebook), job.given, bool(logs)])]
     job.team, job.began, job.broken, job.error = [], time.monotonic(), math.inf, ""
     for rank, variables in enumerate(team_variables(processes)):
         file = open_log(log_path(job, logs, rank) if logs else None, command_of(job, notebook, processes))
         environ = {**os.environ, "CAROT_PARENT": str(os.getpid()), **(environment or {}), **variables}
-        with hold_signals():
-            process = subprocess.Popen(words, env=environ, stdin=subprocess.DEVNULL, stderr=file,
-                                       stdout=file if logs else subprocess.DEVNULL, start_new_session=True)
+        process = popen(words, environ, file.fileno() if logs else None, file.fileno())
         job.team.append(Child(process, file, file.tell()))
 
 # %% ../../nbs/4_runs/03_jobs.ipynb #373df77b
@@ -519,8 +522,8 @@ def run_all(
     screen, done = screen or Screen(), [job for job in jobs if is_complete(job)]
     for job in done: print(f"{job}  {summary(job.path)}  (was there)", flush=True)
     with StopSignals() as stop:
-        queue = Queue(notebook, [job for job in jobs if job not in done], at_once, stop, timeout, logs,
-                      processes)
+        missing = sorted((job for job in jobs if job not in done), key=lambda job: -job.method.order)  # longest first
+        queue = Queue(notebook, missing, at_once, stop, timeout, logs, processes)
         try:
             while (queue.waiting or queue.active) and time.monotonic() < queue.deadline:
                 if stop.asked and queue.deadline == math.inf: ask_to_stop(queue)
