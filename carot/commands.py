@@ -36,9 +36,11 @@ else:
     check, execute = lazy("carot.runs.check"), lazy("carot.runs.execute")
     runner, records, warm = lazy("carot.runs.jobs"), lazy("carot.runs.records"), lazy("carot.engine.warm")
 
-NEEDED = """carot.runs.jobs papermill ipykernel.kernelapp carot.train carot.evaluate torch._dynamo matplotlib.pyplot
-pandas carot.analysis.claims carot.analysis.figures carot.analysis.published carot.analysis.tables""".split()  # by notebooks
-PAGES = ["papermill", "nbconvert", "carot.analysis.figures"]  # by `make_page`
+# %% ../nbs/6_use/00_commands.ipynb #08000e01
+NEEDED = """carot.runs.jobs papermill ipykernel.kernelapp carot.train carot.evaluate torch._dynamo pandas
+matplotlib.pyplot carot.analysis.claims carot.analysis.figures carot.analysis.published
+carot.analysis.tables""".split()  # what notebooks import
+PAGES = ["papermill", "nbconvert", "carot.analysis.figures"]  # what `make_page` does
 
 # %% ../nbs/6_use/00_commands.ipynb #f921bbb5
 def shorten(path: Path) -> Path:
