@@ -10,31 +10,39 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import torch
-import torch.nn.functional as F
-from accelerate.utils import gather_object
 from safetensors import safe_open
-from safetensors.torch import save
-from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
 
 from .calibration import METRICS, Metric, softmax
-from .clip import zero_shot_head
-from .core import UserError, write_atomic
+from .core import UserError, lazy, write_atomic
 from .data import Benchmark, InBatches, load_benchmark, open_regular
-from .engine.large_batches import shares
 from .engine.log import Progress
 from .engine.signals import outlive_signals
-from .train import FineTuned
 
 # %% auto #0
 __all__ = ['STATS', 'Classifier', 'classifier', 'Predictions', 'process', 'predict_set', 'checked', 'save_predictions',
            'read_predictions', 'read_whole', 'load_predictions', 'predict_sets', 'metrics_table', 'wide', 'stats_row',
            'add_stats', 'epoch_loss', 'save_classes', 'read_json', 'as_classes', 'load_classes']
+
+# %% ../nbs/1_method/08_evaluate.ipynb #007ae59a
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    import torch.nn.functional as F
+    from accelerate import utils as others
+    from safetensors import torch as stored
+    from torch import nn
+    from torch.utils import data as loading
+
+    from carot import clip as towers
+    from carot.engine import large_batches
+    from carot.train import FineTuned
+else:
+    torch, F, loading = lazy("torch"), lazy("torch.nn.functional"), lazy("torch.utils.data")
+    pd, others, stored = lazy("pandas"), lazy("accelerate.utils"), lazy("safetensors.torch")
+    towers, large_batches = lazy("carot.clip"), lazy("carot.engine.large_batches")
 
 # %% ../nbs/1_method/08_evaluate.ipynb #8846e3c3
 @dataclass
@@ -59,7 +67,7 @@ def classifier(
     "What classifies images after fine-tuning."
     if trained.head is not None:
         return Classifier(trained.student, trained.head.weight.detach(), trained.head.bias.detach(), trained.normalized)
-    head = zero_shot_head(trained.student, tokenizer, benchmark.classnames, benchmark.templates)
+    head = towers.zero_shot_head(trained.student, tokenizer, benchmark.classnames, benchmark.templates)
     return Classifier(trained.student, head, None, True)
 
 # %% ../nbs/1_method/08_evaluate.ipynb #f15d355a
@@ -81,10 +89,9 @@ def process() -> tuple[int, int]:
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
 
-@torch.inference_mode()
 def predict_set(
     model: Classifier,
-    dataset: Dataset,  # map-style: index -> (tensor, label)
+    dataset: Any,  # map-style: index -> (tensor, label)
     project: Callable = lambda logits: logits,  # to the set's own classes
     id: bool = True,
     batch_size: int = 512,  # images at once
@@ -96,15 +103,15 @@ def predict_set(
     device = model.weight.device
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     index, processes = process()
-    if processes > 1: dataset = Subset(dataset, shares(range(len(dataset)), processes)[index])
-    loader = DataLoader(InBatches(dataset), batch_size, num_workers=workers, pin_memory=device.type == "cuda",
-                        worker_init_fn=outlive_signals)
+    if processes > 1: dataset = loading.Subset(dataset, large_batches.shares(range(len(dataset)), processes)[index])
+    loader = loading.DataLoader(InBatches(dataset), batch_size, num_workers=workers,
+                                pin_memory=device.type == "cuda", worker_init_fn=outlive_signals)
     logits, labels = [], []
     for images, target in Progress(loader, desc=name, unit="batch", leave=False, disable=index > 0):
-        with torch.autocast(device.type, half) if half else nullcontext():
+        with torch.inference_mode(), torch.autocast(device.type, half) if half else nullcontext():
             logits.append(project(model(images.to(device, non_blocking=True)).float()).cpu())
         labels.append(target)
-    if processes > 1: logits, labels = (sum(parts, []) for parts in zip(*gather_object([(logits, labels)])))
+    if processes > 1: logits, labels = (sum(parts, []) for parts in zip(*others.gather_object([(logits, labels)])))
     return Predictions(torch.cat(logits), torch.cat(labels).long(), id)
 
 # %% ../nbs/1_method/08_evaluate.ipynb #b6acde64
@@ -121,7 +128,7 @@ def checked(saved: Predictions) -> Predictions:
 def save_predictions(file: Path, predictions: Predictions) -> None:
     "One safetensors file: logits, labels and, in its metadata, whether the set is ID."
     tensors = {"logits": predictions.logits.contiguous(), "labels": predictions.labels.contiguous()}
-    write_atomic(file, save(tensors, metadata={"id": str(predictions.id)}))
+    write_atomic(file, stored.save(tensors, metadata={"id": str(predictions.id)}))
 
 def read_predictions(file: Path) -> Predictions:
     "One saved set. Raises `UserError` if it is damaged."

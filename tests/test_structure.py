@@ -29,8 +29,9 @@ METHODS = [f"methods.{file.stem}" for file in ROOT.glob("carot/methods/[!_]*.py"
 LIGHT = [*METHODS, *"""core config data conformal teachers
 benchmarks.glyphs benchmarks.plain_glyphs benchmarks.handwriting benchmarks.folders benchmarks.imagenet benchmarks.files
 benchmarks.inspect benchmarks.published benchmarks.corruptions
-benchmarks.pairs runs.settings commands translate cli""".split()]
-HEAVY = ["torch", "torchvision", "open_clip", "matplotlib", "papermill", "accelerate"]
+benchmarks.pairs engine.devices evaluate runs.settings runs.records runs.execute runs.jobs runs.sweeps analysis.tables
+analysis.figures analysis.published analysis.rows analysis.effects analysis.bootstrap commands translate cli""".split()]
+HEAVY = ["torch", "torchvision", "open_clip", "matplotlib", "pandas", "papermill", "accelerate"]
 
 
 def floor(module):

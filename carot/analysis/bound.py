@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,11 +15,14 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..calibration import check_count, check_matrix, percentile_interval
-from ..clip import image_features
-from ..core import UserError
+from ..core import UserError, lazy
 
 # %% auto #0
 __all__ = ['MIN_CLUSTERS', 'image_embeddings', 'singular_values', 'correlation', 'average_ranks', 'correlation_interval']
+
+# %% ../../nbs/5_analysis/07_bound.ipynb #d7fd5b32
+if TYPE_CHECKING: from carot import clip as towers
+else: towers = lazy("carot.clip")
 
 # %% ../../nbs/5_analysis/07_bound.ipynb #edc1e151
 @torch.inference_mode()
@@ -31,7 +34,7 @@ def image_embeddings(
 ) -> torch.Tensor:  # (N, d), L2-normalised, on the CPU
     "Image features of a whole set."
     device, loader = clip.logit_scale.device, DataLoader(dataset, batch_size, num_workers=workers)
-    return torch.cat([image_features(clip, images.to(device)).float().cpu() for images, _ in loader])
+    return torch.cat([towers.image_features(clip, images.to(device)).float().cpu() for images, _ in loader])
 
 def singular_values(
     features: Any,  # (N, d), more rows than columns

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
 from .effects import mean_std
 from .figures import drawn_titles, in_figure, look, tidy
 from .tables import in_order, titles
 from ..benchmarks.corruptions import CORRUPTIONS, SEVERITIES
 from ..calibration import METRICS, Metric
-from ..core import UserError, unknown, write_atomic
+from ..core import UserError, lazy, unknown, write_atomic
 from ..data import EvalSet
 from ..evaluate import Classifier, Predictions, metrics_table, predict_set, read_predictions, save_predictions
 
@@ -27,6 +25,13 @@ from ..evaluate import Classifier, Predictions, metrics_table, predict_set, read
 __all__ = ['SHOWN', 'counted', 'means_by', 'by_severity', 'by_corruption', 'corruption_errors', 'mean_corruption_error',
            'is_whole', 'summary_numbers', 'summary_text', 'corruption_text', 'severity_text', 'draw_severities',
            'severity_picture', 'Together', 'predict_together', 'kept_metrics', 'keep_metrics', 'measure']
+
+# %% ../../nbs/5_analysis/09_corruption_tables.ipynb #8f5ce927
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib import figure as drawing
+    from matplotlib.figure import Figure
+else: pd, drawing = lazy("pandas"), lazy("matplotlib.figure")
 
 # %% ../../nbs/5_analysis/09_corruption_tables.ipynb #85d3a5f6
 def counted(
@@ -167,7 +172,7 @@ def severity_picture(
     metrics: Sequence[Metric] = (METRICS["accuracy"], METRICS["ece"]),
 ) -> Figure:
     "Severity, from 0 for clean images, against metrics; means over corruptions."
-    figure = Figure(figsize=(4.6 * len(metrics), 3.6), layout="constrained")
+    figure = drawing.Figure(figsize=(4.6 * len(metrics), 3.6), layout="constrained")
     for ax, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):
         draw_severities(ax, results, metric)
     figure.axes[0].legend(frameon=False, fontsize=9)

@@ -11,18 +11,14 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 from PIL import Image
 
 from .tables import AVERAGE, HEADLINE, in_order, per_run, set_names, shown_methods, table, titles
 from ..calibration import Metric, reliability_diagram, risk_coverage, top_label
-from ..core import visible, write_atomic
+from ..core import lazy, visible, write_atomic
 from ..evaluate import read_predictions
 from ..methods.base import Method
 from ..runs.records import RunFiles, recorded_method
@@ -33,6 +29,18 @@ __all__ = ['PLACES', 'ARROWS', 'COVERAGE', 'NO_TERMS', 'STYLE', 'png', 'svg', 's
            'draw_scatter', 'scatter_picture', 'draw_sets', 'per_set_picture', 'with_predictions', 'reliability_grid',
            'risk_curve', 'risk_curves', 'draw_risk', 'risk_picture', 'running_mean', 'first_term', 'draw_losses',
            'training_logs', 'training_curves', 'write_html']
+
+# %% ../../nbs/5_analysis/03_figures.ipynb #8f9029bb
+if TYPE_CHECKING:
+    import matplotlib as mpl
+    import pandas as pd
+    from matplotlib import figure as drawing
+    from matplotlib import transforms
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
+else:
+    mpl, pd = lazy("matplotlib"), lazy("pandas")
+    drawing, transforms = lazy("matplotlib.figure"), lazy("matplotlib.transforms")
 
 # %% ../../nbs/5_analysis/03_figures.ipynb #be180256
 def png(
@@ -106,8 +114,9 @@ def boxes_of_point(
     x, y, dx, dy = point
     low, high = ax.transData.transform([(x - dx, y - dy), (x + dx, y + dy)])
     middle, pixels = (low + high) / 2, 5 * ax.figure.dpi / 72
-    return [Bbox([middle - pixels, middle + pixels]), Bbox([(low[0], middle[1] - 1), (high[0], middle[1] + 1)]),
-            Bbox([(middle[0] - 1, low[1]), (middle[0] + 1, high[1])])]
+    corners = [(middle - pixels, middle + pixels), ((low[0], middle[1] - 1), (high[0], middle[1] + 1)),
+               ((middle[0] - 1, low[1]), (middle[0] + 1, high[1]))]
+    return list(map(transforms.Bbox, corners))
 
 def place_text(
     ax: Any,  # matplotlib axes
@@ -178,7 +187,7 @@ def result_picture(
     values, names = [table(results, metric) for metric in metrics], drawn_titles(shown_methods(results))
     heads = {name: f"in distribution: {in_figure(name)}" for name in set_names(results, True)}
     if AVERAGE in values[0]["mean"]: heads[AVERAGE] = f"mean over {len(set_names(results, False))} distribution shifts"
-    figure, panels = Figure(figsize=(4.6 * len(heads), 3.9), layout="constrained"), {}
+    figure, panels = drawing.Figure(figsize=(4.6 * len(heads), 3.9), layout="constrained"), {}
     for ax, (name, head) in zip(figure.subplots(1, len(heads), squeeze=False)[0], heads.items()):
         panels[ax] = draw_panel(ax, tuple(v.xs(name, axis=1, level=1) for v in values), metrics, names)
         ax.set_title(head, fontsize=11)
@@ -213,7 +222,7 @@ def scatter_picture(
     ids, names = set_names(results, True), drawn_titles(shown_methods(results))
     if not ids or not set_names(results, False): return None
     metrics, panels = list(metrics), {}
-    figure = Figure(figsize=(4.6 * len(metrics), 3.9), layout="constrained")
+    figure = drawing.Figure(figsize=(4.6 * len(metrics), 3.9), layout="constrained")
     for ax, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):
         wide = metric.scale * per_run(results, metric)
         values = pd.DataFrame({"ID": wide[ids].mean(axis=1), "shifts": wide[AVERAGE]})
@@ -251,7 +260,7 @@ def per_set_picture(
     metrics, names, ids = list(metrics), drawn_titles(shown_methods(results)), set_names(results, True)
     tables = [table(results, metric) for metric in metrics]
     sets = tables[0]["mean"].columns
-    figure = Figure(figsize=(4.6 * len(metrics), 1.3 + 0.7 * len(sets)), layout="constrained")
+    figure = drawing.Figure(figsize=(4.6 * len(metrics), 1.3 + 0.7 * len(sets)), layout="constrained")
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for ax, metric, values in zip(axes, metrics, tables): draw_sets(ax, values, metric, names)
     axes[0].set_yticklabels([in_figure(f"{name} (ID)" if name in ids else name) for name in sets])
@@ -276,7 +285,7 @@ def reliability_grid(
     chosen, sets = with_predictions(runs), set_names(results, True) + set_names(results, False)
     if not chosen: return None
     names, last = drawn_titles(run.method for run in chosen.values()), len(chosen) - 1
-    figure = Figure(figsize=(1.85 * len(sets) + 0.3, 2.15 * len(chosen) + 0.3), layout="constrained")
+    figure = drawing.Figure(figsize=(1.85 * len(sets) + 0.3, 2.15 * len(chosen) + 0.3), layout="constrained")
     axes = figure.subplots(len(chosen), len(sets), squeeze=False)
     for i, (reference, run) in enumerate(chosen.items()):
         for j, (name, ax) in enumerate(zip(sets, axes[i])):
@@ -339,7 +348,7 @@ def risk_picture(
     "Risk–coverage curves of all methods, their AURC in the legend."
     if curves.empty: return None
     kinds = list(curves.sets.unique())
-    figure = Figure(figsize=(4.6 * len(kinds), 3.6), layout="constrained")
+    figure = drawing.Figure(figsize=(4.6 * len(kinds), 3.6), layout="constrained")
     for ax, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds):
         draw_risk(ax, curves[curves.sets == kind])
         ax.set_title({"ID": "in distribution", "shifts": "mean over the shifts"}[kind])
@@ -400,7 +409,7 @@ def training_curves(
     logs = training_logs(runs)
     if not logs: return None
     methods = in_order(logs)
-    names, figure = drawn_titles(methods), Figure(figsize=(2.3 * len(logs) + 0.2, 2.5), layout="constrained")
+    names, figure = drawn_titles(methods), drawing.Figure(figsize=(2.3 * len(logs) + 0.2, 2.5), layout="constrained")
     for method, ax in zip(methods, figure.subplots(1, len(logs), squeeze=False)[0]):
         for log in logs[method.reference]: draw_losses(ax, log, method.colour)
         ax.set_title(names[method.reference], fontsize=10)

@@ -8,18 +8,21 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from .tables import AVERAGE, cells, in_markdown, markdown, shown_methods, table, titles
 from ..calibration import METRICS, Metric, find_metric
-from ..core import UserError
+from ..core import UserError, lazy
 from ..data import BenchmarkSpec
 from ..runs.records import RunFiles
 
 # %% auto #0
 __all__ = ['ABOUT', 'TOLERANCE', 'PUBLISHED_MODEL', 'PUBLISHED_BATCH', 'published_figures', 'published_metrics',
            'published_table', 'own_cells', 'beside_published', 'other_models', 'incomparable', 'compare_means']
+
+# %% ../../nbs/5_analysis/04_published.ipynb #9a44ec40
+if TYPE_CHECKING: import pandas as pd
+else: pd = lazy("pandas")
 
 # %% ../../nbs/5_analysis/04_published.ipynb #98db488b
 ABOUT = ["source", "method", "batch", "remark"]  # columns that are no sets

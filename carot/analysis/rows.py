@@ -8,18 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from .tables import markdown
 from ..benchmarks.published import read_reported
 from ..config import describe
+from ..core import lazy
 from ..methods.base import all_methods, find_method
 
 # %% auto #0
 __all__ = ['MODELS', 'MODELS_OF_METHOD', 'TABLES', 'LEFT_OUT', 'PARTICULAR', 'model_settings', 'Row', 'published_rows',
            'term_rows', 'coefficient_rows', 'all_rows', 'rows_table', 'parity_table']
+
+# %% ../../nbs/5_analysis/10_rows.ipynb #bb0a020d
+if TYPE_CHECKING: import pandas as pd
+else: pd = lazy("pandas")
 
 # %% ../../nbs/5_analysis/10_rows.ipynb #955e7d22
 MODELS: dict[str, dict[str, Any]] = {  # name in published tables: what differs from the defaults, for every method

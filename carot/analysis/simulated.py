@@ -9,18 +9,22 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 
-from ..core import digest, spell, write_atomic
+from ..core import digest, lazy, spell, write_atomic
 from ..evaluate import Predictions, metrics_table, save_predictions
 from ..methods.base import find_method, settings_of
 
 # %% auto #0
 __all__ = ['HARDNESS', 'SIMULATED', 'simulate_predictions', 'simulate_log', 'simulate_config', 'simulate_run',
            'simulate_comparison']
+
+# %% ../../nbs/5_analysis/08_simulated.ipynb #8963beb3
+if TYPE_CHECKING: import pandas as pd
+else: pd = lazy("pandas")
 
 # %% ../../nbs/5_analysis/08_simulated.ipynb #aca5f2f0
 HARDNESS = {"Clean": 0.0, "Noise": 1.2, "Blur": 1.8, "Dark": 2.4, "val": 0.0}  # Clean and val are in distribution

@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from ..calibration import METRICS, Metric, find_metric, find_metrics
-from ..core import UserError, spell, unknown, visible, write_atomic
+from ..core import UserError, lazy, spell, unknown, visible, write_atomic
 from ..data import BenchmarkSpec, benchmark_spec
 from ..engine.log import WARNING
 from ..evaluate import metrics_table, read_predictions
@@ -37,9 +36,13 @@ __all__ = ['COLUMNS', 'CHOICES', 'AVERAGE', 'BOLD', 'MARKS', 'NO_FORMULAS', 'LAT
            'most_common', 'at_hand', 'differing', 'comparable', 'tell_left_out', 'in_order', 'usual_references',
            'results_of', 'collect', 'shown_methods', 'titles', 'set_names', 'per_run', 'table', 'cells', 'leaders',
            'in_markdown', 'in_code', 'as_texts', 'markdown', 'text_table', 'markdown_table', 'table_runs', 'html_table',
-           'html_page', 'in_latex', 'latex', 'batch_sizes', 'about', 'write_table', 'save_table', 'coefficient_cells',
-           'coefficient_runs', 'coefficient_table', 'settings_table', 'cost_table', 'recomputed', 'disagreements',
-           'must_agree', 'differences', 'spec_of']
+           'html_page', 'in_latex', 'latex', 'batch_sizes', 'remarks', 'about', 'write_table', 'save_table',
+           'coefficient_cells', 'coefficient_runs', 'coefficient_table', 'settings_table', 'cost_table', 'recomputed',
+           'disagreements', 'must_agree', 'differences', 'spec_of']
+
+# %% ../../nbs/5_analysis/02_tables.ipynb #cc4cd3dc
+if TYPE_CHECKING: import pandas as pd
+else: pd = lazy("pandas")
 
 # %% ../../nbs/5_analysis/02_tables.ipynb #3a898105
 COLUMNS = ["method", "setting", "seed", "run", "set", "id", "n", "metric", "value"]
@@ -109,7 +112,10 @@ def at_hand(
     benchmark: str,  # as it was asked for
 ) -> dict[str, Any]:  # data and weights, as far as they are here
     "What the run would be made from now."
-    try: now = fingerprints.data_and_weights(resolve(run.parameters | {"benchmark": benchmark}))
+    p = run.parameters
+    def look(): return fingerprints.data_and_weights(resolve(p | {"benchmark": benchmark}))
+    chosen = [p.get(name) for name in ("method", "seed" if p.get("shots") else "", "model", "pretrained")]
+    try: now = fingerprints.seen(("at hand", benchmark, *chosen, *map(p.get, fingerprints.CHOICES)), look)
     except UserError: return {}
     return {name: fact for name, fact in now.items() if fact}
 
@@ -391,6 +397,13 @@ def batch_sizes(
     "The evaluation batch of complete runs, in words if there are several."
     return " or ".join(map(str, sorted({run.parameters["eval_batch_size"] for run in runs if run.state == "complete"})))
 
+def remarks(
+    runs: list[RunFiles],  # from `find_runs`
+) -> dict[str, str]:  # name of a run -> what it says
+    "What complete runs have to say of their results: that no temperature could be fitted, say."
+    said = {run.name: run.config.get("remark") for run in runs if run.state == "complete"}
+    return {name: str(remark) for name, remark in said.items() if remark}
+
 def about(
     runs: list[RunFiles],  # from `find_runs`
     metric: str | Metric,
@@ -401,7 +414,8 @@ def about(
     bold = {1: "; highest in bold", 0: "", -1: "; lowest in bold"}[metric.sign]
     setting = f"setting {select}" if select else "default settings"
     return (f"Benchmark {runs[0].path.parent.parent.name}, {setting}. "
-            f"Mean ± standard deviation over seeds where there are several{bold}.")
+            f"Mean ± standard deviation over seeds where there are several{bold}."
+            + "".join(f" {name}: {remark}." for name, remark in remarks(runs).items()))
 
 # %% ../../nbs/5_analysis/02_tables.ipynb #c7a41187
 def write_table(
@@ -420,6 +434,8 @@ def write_table(
     write_atomic(f"{file}_runs.tsv", table_runs(results, metric).to_csv(sep="\t"))
     numbers = table(results, metric)
     numbers.columns = [name if which == "mean" else f"{name} {which}" for which, name in numbers.columns]
+    said = {run.method.reference: remark for run in runs if (remark := remarks([run]).get(run.name))}
+    if said: numbers["remark"] = pd.Series(said)
     write_atomic(f"{file}.tsv", numbers.to_csv(sep="\t"))
     return text
 
@@ -463,10 +479,12 @@ def coefficient_runs(
 ) -> dict[tuple[float, float], list[RunFiles]]:  # (OC, SD) -> complete runs
     "A method's runs by the two coefficients."
     def rest(setting): return {k: v for k, v in as_settings(setting).items() if k not in COEFFICIENTS}
-    found = {}
-    for run in comparable(all_runs(out, benchmark), benchmark):
-        asked = run.method.reference == method and (seeds is None or run.seed in seeds)
-        if asked and run.state == "complete" and rest(run.setting) == rest(select):
+    runs, found = [run for run in all_runs(out, benchmark) if run.method.reference == method
+                   and (seeds is None or run.seed in seeds) and rest(run.setting) == rest(select)], {}
+    try: runs = comparable(runs, benchmark)
+    except UserError: return {}  # all of them are of other data
+    for run in runs:
+        if run.state == "complete":
             found.setdefault(tuple(run.parameters[name] for name in COEFFICIENTS), []).append(run)
     return found
 

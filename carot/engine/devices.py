@@ -10,18 +10,22 @@ import platform
 import re
 import sys
 from pathlib import Path
-
-import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from typing import TYPE_CHECKING
 
 from ..config import RunSettings, check_bounds, describe
-from ..core import UserError, unknown
+from ..core import UserError, lazy, unknown
 from .log import tracking
 
 # %% auto #0
 __all__ = ['KINDS', 'device_choices', 'check_device', 'is_main_process', 'is_one_of_many', 'choose_precision', 'make_accelerator',
            'hardware', 'peak_memory_mb']
+
+# %% ../../nbs/3_engine/00_devices.ipynb #b114905a
+if TYPE_CHECKING:
+    import accelerate
+    import torch
+    from accelerate import Accelerator, state
+else: torch, accelerate, state = lazy("torch"), lazy("accelerate"), lazy("accelerate.state")
 
 # %% ../../nbs/3_engine/00_devices.ipynb #8b3160db
 def device_choices() -> list[str]:
@@ -79,8 +83,8 @@ def make_accelerator(
     on_cpu = kind == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     chosen = choose_precision(precision, on_cpu)
     if index: torch.cuda.set_device(int(index))
-    AcceleratorState._reset_state(reset_partial_state=True)  # or this process would keep an earlier run's precision
-    return Accelerator(cpu=on_cpu, mixed_precision=chosen, **tracking(report_to, out))
+    state.AcceleratorState._reset_state(reset_partial_state=True)  # or an earlier run's precision would stay
+    return accelerate.Accelerator(cpu=on_cpu, mixed_precision=chosen, **tracking(report_to, out))
 
 # %% ../../nbs/3_engine/00_devices.ipynb #8482d56b
 def hardware() -> str:

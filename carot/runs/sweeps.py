@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import Setting, bounded, convert, parse
 from ..core import UserError, digest, lazy, spell, unknown, visible, write_atomic
-from .check import check_before_training
 from .jobs import (Job, Screen, check_processes, command_of, default_jobs, is_complete, job_for, log_path,
                              run_all)
 from .records import read_config, summary
@@ -34,8 +33,11 @@ __all__ = ['MOST_RUNS', 'METRIC_COLUMNS', 'parse_grid', 'as_axes', 'read_grid', 
            'slurm_script', 'Sweep', 'print_end', 'run_sweep', 'check_options', 'make_sweep']
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #0bbfbeb2
-if TYPE_CHECKING: import pandas as pd
-else: pd = lazy("pandas")
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from carot.runs import check
+else: pd, check = lazy("pandas"), lazy("carot.runs.check")
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #3142bd3e
 def parse_grid(
@@ -428,7 +430,7 @@ def make_sweep(
     by_slurm = engine == "slurm" and missing
     script = slurm_script(notebook, missing, made.folder, jobs, timeout, int(gpus or 0), processes) if by_slurm else ""
     check_writable(made.folder)
-    if engine == "local" and preflight: check_before_training(notebook, planned)
+    if engine == "local" and preflight: check.check_before_training(notebook, planned)
     about = {"notebook": Path(notebook).name, "grid": grid, "seeds": seeds, "given": given,
              "runs": [job.path.as_posix() for job in planned]}
     write_atomic(made.folder/"sweep.json", json.dumps(about, indent=1, default=str) + "\n")
