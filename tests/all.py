@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,20 +33,31 @@ def run(command):
     if result.returncode: sys.exit(result.returncode)
 
 
-CHECKS = {
-    "ruff finds nothing": lambda: run(["ruff", "check"]),
-    "the package is what the notebooks export": lambda: unchanged(["nbdev_export"], "carot/**/*.py"),
-    "types agree": lambda: run(["mypy"]),
-    "the notebooks are clean": lambda: unchanged(["nbdev_clean"], "nbs/**/*.ipynb"),
-    "README.md is made of nbs/index.ipynb": lambda: unchanged([sys.executable, "tests/readme.py"], "README.md"),
-    "the benchmarks' images are drawn": lambda: run([sys.executable, "-c", DRAW]),
-    "every chapter executes": lambda: run(["nbdev_test", "--n_workers", "2", "--timing"]),
-    "the tests pass": lambda: run(
-        [sys.executable, "-m", "pytest", "-q", "--durations", "15", *WORKERS, *sys.argv[1:]]),
-}
+STAGES = [  # the checks of one at once
+    {"ruff finds nothing": lambda: run(["ruff", "check"])},
+    {"the package is what the notebooks export": lambda: unchanged(["nbdev_export"], "carot/**/*.py")},
+    {"types agree": lambda: run(["mypy"]),
+     "the notebooks are clean": lambda: unchanged(["nbdev_clean"], "nbs/**/*.ipynb"),
+     "README.md is made of nbs/index.ipynb": lambda: unchanged([sys.executable, "tests/readme.py"], "README.md"),
+     "the benchmarks' images are drawn": lambda: run([sys.executable, "-c", DRAW])},
+    {"every chapter executes, and the tests pass": lambda: run(
+        [sys.executable, "-m", "pytest", "-q", "--durations", "15", *WORKERS, *sys.argv[1:]])}]
 
-for what, check in CHECKS.items():
-    print(f"\n== {what}", flush=True)
+
+def timed(what, check):
+    "Seconds of a check."
     start = time.time()
+    print(f"== {what}", flush=True)
     check()
-    print(f"   {time.time() - start:.0f} s", flush=True)
+    return time.time() - start
+
+
+def main():
+    seconds = {}
+    for stage in STAGES:
+        with ThreadPoolExecutor(CORES) as pool: begun = {what: pool.submit(timed, what, stage[what]) for what in stage}
+        seconds |= {what: done.result() for what, done in begun.items()}
+    print("", *(f"{taken:6.0f} s  {what}" for what, taken in seconds.items()), sep="\n")
+
+
+if __name__ == "__main__": main()

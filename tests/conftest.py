@@ -1,32 +1,99 @@
-"""What the tests share: one CPU thread, a tiny CLIP and a tiny benchmark; how several workers divide them."""
+"""What the tests share: one CPU thread, a tiny CLIP and a tiny benchmark; processes that begin at once; how several
+workers divide the tests."""
+import json
+import signal
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from carot.clip import build_clip
+from carot.commands import NEEDED, PAGES
 from carot.data import ArrayImages, Benchmark, EvalSet
+from carot.engine import warm as engine
 
 torch.set_num_threads(1)
 
+FILE = Path(__file__).with_name("seconds.json")
+SECONDS = json.loads(FILE.read_text())  # that tests took on one core, if more than `QUICK`: `pytest --time` writes it
+QUICK = 0.25  # what takes longer is slow
+
+def pytest_addoption(parser):
+    parser.addoption("--time", action="store_true", help="write down in seconds.json what the tests of this call take")
+
+class Clock:
+    "What tests take."
+    def __init__(self): self.taken = Counter()
+
+    def pytest_runtest_logreport(self, report): self.taken[report.nodeid] += report.duration
+
+    def pytest_terminal_summary(self, terminalreporter):
+        "A table of the files that took longest."
+        files = Counter()
+        for name, seconds in self.taken.items(): files[name.split("::")[0]] += seconds
+        for name, seconds in files.most_common(20): terminalreporter.write_line(f"{seconds:7.1f} s  {name}")
+
+    def write(self):
+        "Puts them into the file, beside those of other tests."
+        found = SECONDS | {name: round(seconds, 2) for name, seconds in self.taken.items()}
+        kept = {name: seconds for name, seconds in sorted(found.items()) if seconds > QUICK}
+        FILE.write_text(json.dumps(kept, indent=0, ensure_ascii=False) + "\n")
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"): config.pluginmanager.register(Clock(), "clock")
+
+def pytest_sessionfinish(session):
+    clock = session.config.pluginmanager.get_plugin("clock")
+    if clock and session.config.getoption("--time"): clock.write()
+
+def seconds_of(item):
+    "As its marker says, or what was written down."
+    slow = item.get_closest_marker("slow")
+    return slow.args[0] if slow and slow.args else SECONDS.get(item.nodeid, 0)
+
 def group_of(item):
-    "Tests of one group stay on one worker: those of a file; a slow one is alone, unless its group is named."
+    "Tests of one group stay on one worker: those of a file; one that is marked as slow is alone, or in a named group."
     named = item.get_closest_marker("xdist_group")
     return named.args[0] if named else item.nodeid if item.get_closest_marker("slow") else item.path.name
 
-def seconds_of(item):
-    "As its marker says, of one core."
-    slow = item.get_closest_marker("slow")
-    return (slow.args or (10,))[0] if slow else 0
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups, and pytest at `-m`
 def pytest_collection_modifyitems(config, items):
-    "For workers, `pytest -n 3 --dist loadgroup --no-loadscope-reorder`: what takes longest begins first."
-    if not hasattr(config, "workerinput"): return
-    total = {}
-    for item in items: total[group_of(item)] = total.get(group_of(item), 0) + seconds_of(item)
-    items.sort(key=lambda item: -total[group_of(item)])
+    """What is not quick is slow. For workers, `pytest -n 3 --dist loadgroup --no-loadscope-reorder`: what takes longest
+    begins first."""
+    total, groups = Counter(), {item: group_of(item) for item in items}
+    for item in items: total[groups[item]] += seconds_of(item)
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: -total[groups[item]])
+        for item in items:
+            if groups[item] != item.nodeid: item.add_marker(pytest.mark.xdist_group(groups[item]))
     for item in items:
-        if group_of(item) != item.nodeid: item.add_marker(pytest.mark.xdist_group(group_of(item)))
+        if seconds_of(item) > QUICK: item.add_marker("slow")
+
+@pytest.fixture(scope="session")
+def server():
+    "A link to a process that has everything imported; None where there can be none. It serves who asks for `warm`."
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    used = "carot.cli carot.predict carot.runs.check carot.runs.sweeps carot.benchmarks.folders nbdev.test".split()
+    with engine.warm_start([*NEEDED, *PAGES, *used]):
+        signal.signal(signal.SIGINT, usual)
+        link, engine._link = engine._link, None
+        yield link
+        engine._link = link
+
+@contextmanager
+def forking(server):
+    "Meanwhile processes are forked, runs and kernels included: they need not import anything."
+    before, engine._link = engine._link, server
+    try: yield
+    finally: engine._link = before
+
+@pytest.fixture
+def warm(server):
+    with forking(server): yield
 
 VISION = {"image_size": 16, "layers": 1, "width": 24, "head_width": 8, "patch_size": 8}
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

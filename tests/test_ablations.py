@@ -16,6 +16,7 @@ from carot.runs.records import open_run
 from carot.runs.settings import check_parameters, list_values, notebook_path
 from carot.train import fine_tune
 
+pytestmark = pytest.mark.usefixtures("warm")
 CLASSES = {"sun": (230, 200, 30), "anchor": (40, 60, 200), "heart": (220, 30, 40), "skull": (200, 200, 200)}
 SETS = [("train", 16, 1), ("val", 40, 1), ("test", 6, 1), ("night", 6, 0.4), ("fog", 6, 0.7)]  # images, light
 SHIFTS = ("night", "fog")

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import command
 import conftest
 import pytest
 import torch
@@ -331,28 +332,26 @@ def test_signal_to_a_script_and_its_loader_processes(tmp_path, number):
     assert within or f"{number.name} between the epochs" in errors and last % 3 == 0
 
 @pytest.mark.slow(15)
-def test_signal_to_the_command_reaches_the_kernel_and_back(tmp_path):
+def test_signal_to_the_command_reaches_the_kernel_and_back(tmp_path, warm):
     "carot, the run's process, papermill's kernel: it saves and ends; the next call warns of damage, and finishes."
     words = ("run --method lp --epochs 2 --batch-size 250 --eval-sets Glyphs --checkpoint-every 1 --workers 0 "
              f"--threads 1 --out {tmp_path/'logs'}").split()
-    def start():
-        return subprocess.Popen([sys.executable, "-m", "carot.cli", *words], cwd=tmp_path, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True)
-    process, deadline = start(), time.monotonic() + 200
+    given, deadline = command.Command(*words, cwd=tmp_path), time.monotonic() + 200
     while sum(len(file.read_text().splitlines()) for file in tmp_path.rglob("train.tsv")) < 4:
-        assert time.monotonic() < deadline and process.poll() is None
+        assert time.monotonic() < deadline and given.process.poll() is None
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=100)
+    given.process.send_signal(signal.SIGTERM)
+    stopped = given.end(100)
+    out, err = stopped.stdout, stopped.stderr
     run = next(tmp_path.rglob("config.json")).parent
-    assert process.returncode == 75 and out.count("\n") == 1 and "Traceback" not in err, (out, err)
+    assert stopped.returncode == 75 and out.count("\n") == 1 and "Traceback" not in err, (out, err)
     assert not (run/"run.failed.ipynb").exists()
     before, last = steps(run)
     assert len(err.splitlines()) == 2 and f"stopped by SIGTERM and saved at step {last} of " in err.splitlines()[1]
     flip(run/"checkpoints"/"train"/f"step-{last:08d}"/"state.json")
-    process = start()
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0 and err.count("\n") == 1, err
+    done = command.carot(*words, cwd=tmp_path)
+    err = done.stderr
+    assert done.returncode == 0 and err.count("\n") == 1, err
     assert err.startswith("carot: warning: lp") and err.endswith(f"going on from step-{before:08d}\n")
     assert [int(row["step"]) for row in log(run)] == list(range(1, len(log(run)) + 1))
     assert json.loads((run/"config.json").read_text())["complete"]

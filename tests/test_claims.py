@@ -296,7 +296,7 @@ def test_differences_agree_with_the_claims(comparison):
 
 # --- the notebook
 
-def test_the_notebook_end_to_end(comparison, monkeypatch, capsys):
+def test_the_notebook_end_to_end(comparison, monkeypatch, capsys, warm):
     monkeypatch.chdir(comparison)
     executed = commands.make_claims(benchmark="toy", out=".", samples=100)
     folder = comparison/"toy"/"claims"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command import MAIN, Command
 from test_runs import alive, standin, standin_report, tree, wait, write_notebook
 
 import carot
@@ -160,28 +161,34 @@ def test_completion(clone, shell):
     if shell == "bash": subprocess.run(["bash", "-n"], input=out, text=True, check=True)
 
 
-def test_interrupted_and_again(clone):
+def test_interrupted_and_again(clone, warm):
     "Ctrl-C ends the kernel too and says how to go on; the next command does, and the one after that finds it done."
     logs = clone/"work"/"expt_logs"
     logs.mkdir()
     (logs/"hold").touch()
-    process = start(clone, "reproduce", "--methods", "ft", "--batch_size", "4")
+    there = f"import carot\ncarot.__file__ = {str(clone/'carot'/'__init__.py')!r}\n"  # where its notebooks are found
+    def given(*words): return Command(*words, cwd=clone/"work", code=there + MAIN)
+    interrupted = given("reproduce", "--methods", "ft", "--batch_size", "4")
     pid = logs/"glyphs"/"ft"/"batch_size=4,seed=1"/"pid"
     assert wait(lambda: pid.exists() and pid.read_text(), 60)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 75 and out == "ft     batch_size=4,seed=1  started\n"
+    interrupted.process.send_signal(signal.SIGINT)
+    done = interrupted.end(60)
+    out, err = done.stdout, done.stderr
+    assert done.returncode == 75 and out == "ft     batch_size=4,seed=1  started\n"
     assert re.fullmatch("carot: SIGINT: saving after the current step; Ctrl-C ends at once\ncarot: ft     "
                         r"batch_size=4,seed=1: stopped( by SIGTERM)?; give the same command again to go on\n", err)
     assert wait(lambda: not alive(int(pid.read_text())), 20)
 
     (logs/"hold").unlink()
-    code, out, err = carot_command(clone, "run", "--method", "ft", "--batch-size=4")
-    assert (code, err) == (0, "") and "ft     batch_size=4,seed=1  accuracy: ID 80.0 %" in out
+    done = given("run", "--method", "ft", "--batch-size=4").end()
+    out = done.stdout
+    assert (done.returncode, done.stderr) == (0, "") and "ft     batch_size=4,seed=1  accuracy: ID 80.0 %" in out
     assert out.endswith("\nexpt_logs/glyphs/ft/batch_size=4,seed=1\n")
     before = tree(pid.parent)
-    code, out, err = carot_command(clone, "reproduce", "--methods", "ft", "--settings", "batch_size=4")
-    assert (code, err) == (0, "") and re.match(r"ft     batch_size=4,seed=1  accuracy: .* \(was there\)\n", out)
+    done = given("reproduce", "--methods", "ft", "--settings", "batch_size=4").end()
+    out = done.stdout
+    assert (done.returncode, done.stderr) == (0, "") and out.startswith("ft     batch_size=4,seed=1  accuracy: ")
+    assert out.splitlines()[0].endswith("(was there)")
     assert "| table of batch_size=4 |" in out and "expt_logs/glyphs/report/report.ipynb" in out
     assert tree(pid.parent) == before
 

@@ -336,7 +336,7 @@ def write_squares(folder):
 
 
 @pytest.mark.slow
-def test_the_notebook_end_to_end(tmp_path):
+def test_the_notebook_end_to_end(tmp_path, warm):
     notebook, data = notebook_path("corruptions"), write_squares(tmp_path/"squares")
     asked = dict(benchmark=str(data), settings="model=glyphs,device=cpu,workers=0", methods="", images=20, jobs=1,
                  corruptions="fog,spatter", severities="1,5", out=str(tmp_path/"logs"))

@@ -1,15 +1,17 @@
 "A method, a metric and a benchmark of somebody's module are trained, reported, drawn, estimated and swept as ours are."
 import csv
 import json
-import os
 import subprocess
 import sys
 
+import command
 import pandas as pd
 import pytest
 import torch
+from conftest import forking
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.usefixtures("warm")
 MODULE = '''
 from dataclasses import dataclass, replace
 
@@ -72,9 +74,7 @@ RUN = "micro_batch_size=16,seed=1"
 
 
 def carot(folder, *words):
-    command = [sys.executable, "-m", "carot", *words]
-    env = dict(os.environ, OMP_NUM_THREADS="1")
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    done = command.carot(*words, cwd=folder, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -88,10 +88,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def printed(folder):
+def printed(folder, server):
     "What the comparison prints, each run of which two processes make; its runs are the other tests'."
-    return carot(folder, "reproduce", *ON_FEW, "--methods", "carot,that.module:MINE", "--metrics", "that.module:TOP5",
-                 "--processes", "2")
+    words = ("--methods", "carot,that.module:MINE", "--metrics", "that.module:TOP5", "--processes", "2")
+    with forking(server): return carot(folder, "reproduce", *ON_FEW, *words)
 
 
 def run_of(folder, method, run=RUN): return folder/"expt_logs"/"few"/method/run

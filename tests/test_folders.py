@@ -370,7 +370,7 @@ def test_unknown_choice():
 
 # from end to end
 
-def test_a_run_on_a_folder(my, tiny_clip, tmp_path, monkeypatch):
+def test_a_run_on_a_folder(my, tiny_clip, tmp_path, monkeypatch, warm):
     monkeypatch.chdir(tmp_path)
     save_clip(tiny_clip, "tiny")
     break_files(my, "train/red/007.png")

@@ -1,15 +1,13 @@
 """ImageNet and its shifts: label maps, folders, and a whole comparison on a generated tree."""
 import copy
 import json
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command import carot
 from conftest import TINY_VIT
 from fake_imagenet import MAPPED, SUBSETS, WNIDS, number, objectnet, write_images, write_tree
 from safetensors.torch import load_file
@@ -204,9 +202,10 @@ def test_a_look_at_every_set(tree, tmp_path):
         with pytest.raises(UserError, match=words): look_at_sets("imagenet", *arguments)
 
 
+# commands
+
 def command(folder, *words):
-    done = subprocess.run([sys.executable, "-m", "carot.cli", *words], cwd=folder, capture_output=True, text=True,
-                          env=dict(os.environ, OMP_NUM_THREADS="1"))
+    done = carot(*words, cwd=folder, OMP_NUM_THREADS="1")
     return done.returncode, done.stdout, done.stderr
 
 
@@ -214,7 +213,7 @@ FEW = ("--benchmark imagenet --model tiny --epochs 1 --batch-size 500 --warmup-s
        "--no-preflight").split()
 
 
-def test_a_broken_image_stops(tree, tmp_path):
+def test_a_broken_image_stops(tree, tmp_path, warm):
     "Unless it may be skipped: one line with its name, and exit code 2."
     save_clip(build_clip(TINY_VIT), tmp_path/"tiny")
     code, out, err = command(tmp_path, "run", *FEW, "--root", str(tree), "--method", "flyp", "--eval-sets", "ImageNet")
@@ -224,7 +223,7 @@ def test_a_broken_image_stops(tree, tmp_path):
 
 
 @pytest.mark.slow(40)
-def test_from_the_command_line(tree, tmp_path):
+def test_from_the_command_line(tree, tmp_path, warm):
     "The check, then every method for four steps on the whole tree, broken JPEG and strangers included; the report."
     torch.manual_seed(0)
     save_clip(build_clip(TINY_VIT), tmp_path/"tiny")

@@ -371,7 +371,7 @@ def is_live(tag, about):
 
 
 @pytest.mark.slow(60)
-def test_from_a_folder_to_a_page(tmp_path, monkeypatch):
+def test_from_a_folder_to_a_page(tmp_path, monkeypatch, warm):
     "A folder benchmark with hostile shifts, through records, to report and claims."
     names = ["<img src=x onerror=alert(1)>", "a|b $x$ _y_", "`code` **b** {t} \\(x\\)"]
     data = write_folder(tmp_path/"<u>my</u> $data$", names)

@@ -499,7 +499,7 @@ FILES = {"report.ipynb", "report.html", "cost.tsv", "results.tsv", "aurc.tsv", "
            for ending in ("png", "svg"))}
 
 
-def test_the_notebook_end_to_end(tmp_path, monkeypatch, capsys):
+def test_the_notebook_end_to_end(tmp_path, monkeypatch, capsys, warm):
     monkeypatch.chdir(tmp_path)
     for i, method in enumerate(METHODS):
         if method != "flyp": full_run("logs", method, 1, 1.5 + 0.3 * i, 1 + 0.1 * i)

@@ -3,30 +3,29 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
+from command import Command, carot
+from conftest import forking
 
+pytestmark = pytest.mark.usefixtures("warm")
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--epochs", "2", "--eval-sets", "Glyphs,GlyphsV2"]
 
 
-def carot(*words, cwd, **env):
-    command = [sys.executable, "-m", "carot", *words]
-    return subprocess.run(command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=300)
-
 def stats(out): return {str(f.relative_to(out).parent): f.read_bytes() for f in sorted(Path(out).rglob("stats.tsv"))}
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, server):
     folder = tmp_path_factory.mktemp("finished")
-    result = carot("reproduce", "--methods", "zs,lp,carot", *SMALL, cwd=folder)
+    with forking(server): result = carot("reproduce", "--methods", "zs,lp,carot", *SMALL, cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder, result.stdout
 
@@ -86,38 +85,33 @@ def test_logits_give_the_logged_metrics(finished):
     pd.testing.assert_series_equal(logged.sort_index(), again.sort_index(), rtol=1e-12)
 
 @pytest.mark.xdist_group("finished")
-@pytest.mark.slow(70)
+@pytest.mark.slow(30)
 def test_killed_at_any_moment_ends_the_same(finished, tmp_path):
     "kill -9 of the whole command at growing delays until it gets through; results are those of the uninterrupted one."
-    command = [sys.executable, "-m", "carot", "reproduce", "--methods", "zs,lp,carot", *SMALL]
-    for delay in (4, 7, 9, 11, 13, 300):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                                   start_new_session=True)
+    for delay in (0.5, 1.5, 3, 4.5, 300):
+        given = Command("reproduce", "--methods", "zs,lp,carot", *SMALL, cwd=tmp_path)
         try:
-            code = process.wait(delay)
+            done = given.end(delay)
             break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            time.sleep(0.2)
-    assert code == 0, process.stderr.read().decode()
+        except subprocess.TimeoutExpired: given.process.wait()
+    assert done.returncode == 0, done.stderr
     expected = {run: text for run, text in stats(finished[0]/"expt_logs"/"glyphs").items() if "seed=1" in run}
     assert stats(tmp_path/"expt_logs"/"glyphs") == expected and len(expected) == 3
 
 @pytest.mark.slow(25)
 def test_stopped_on_two_processes_and_gone_on(tmp_path):
     "A signal ends all processes between two steps, with exit code 75; the same command completes the run."
-    words = ["reproduce", "--methods", "flyp", "--epochs", "3", "--eval-sets", "Glyphs", "--processes", "2"]
+    words = "reproduce --methods flyp --epochs 2 --shots 100 --eval-sets Glyphs --processes 2".split()
     process = subprocess.Popen([sys.executable, "-m", "carot", *words], cwd=tmp_path, text=True, start_new_session=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    run = tmp_path/"expt_logs"/"glyphs"/"flyp"/"epochs=3,eval_sets=Glyphs,seed=1"
+    run = tmp_path/"expt_logs"/"glyphs"/"flyp"/"epochs=2,eval_sets=Glyphs,shots=100,seed=1"
     def steps(): return (run/"train.tsv").read_text().splitlines()[1:] if (run/"train.tsv").exists() else []
     deadline = time.monotonic() + 120
     while len(steps()) < 4 and time.monotonic() < deadline: time.sleep(0.05)
     family = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 75 and "carot: flyp   epochs=3,eval_sets=Glyphs,seed=1: stopped by SIGTERM" in err, err
+    assert process.returncode == 75 and f"carot: flyp   {run.name}: stopped by SIGTERM" in err, err
     assert len(family) >= 4 and not psutil.wait_procs(family, timeout=20)[1]
     before = len(steps())
     assert 4 <= before < json.loads((run/"config.json").read_text())["steps"] and list((run/"checkpoints").iterdir())
@@ -127,13 +121,12 @@ def test_stopped_on_two_processes_and_gone_on(tmp_path):
     assert config["complete"] and [int(row.split("\t")[1]) for row in steps()] == list(range(1, config["steps"] + 1))
 
 def test_two_at_once(tmp_path):
-    words = [sys.executable, "-m", "carot", "run", "--method", "ft", "--epochs", "3", "--eval-sets", "Glyphs"]
-    both = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            for _ in range(2)]
-    said = [p.communicate(timeout=300) for p in both]
-    codes = sorted(p.returncode for p in both)
-    assert codes in ([0, 2], [0, 0]), said  # the second waits a moment: it may find the run complete
-    assert codes == [0, 0] or "another process" in "".join(err for _, err in said)
+    words = ["run", "--method", "ft", "--epochs", "1", "--eval-sets", "Glyphs"]
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: carot(*words, "--out", tmp_path, cwd=ROOT), range(2)))
+    codes = sorted(each.returncode for each in both)
+    assert codes in ([0, 2], [0, 0]), both  # the second waits a moment: it may find the run complete
+    assert codes == [0, 0] or "another process" in "".join(each.stderr for each in both)
     assert len(stats(tmp_path)) == 1
 
 @pytest.mark.slow(25)
@@ -169,7 +162,8 @@ site.addsitedir({str(site)!r})
 sys.path += {packages!r}  # without the .pth file of the clone that is tested
 import carot.clip
 print(carot.clip.__file__)"""
-    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.stdout.strip() == str(clone/"carot"/"clip.py"), done.stderr
 
 IGNORED = ["expt_logs/glyphs/ft/seed=1/stats.tsv", "expt_logs/my/report/report.ipynb", "nbs/runs/expt_logs/glyphs/x",

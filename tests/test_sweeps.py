@@ -14,6 +14,7 @@ from test_settings import METHOD
 from carot.core import UserError
 from carot.runs.sweeps import load_sweep, make_sweep, readable, save_tables
 
+pytestmark = pytest.mark.usefixtures("warm")
 PARAMETERS = """\
 method: str = "ft"  # zs, lp, ft, lp-ft, flyp or carot
 lr: float = None  # peak learning rate

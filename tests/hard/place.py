@@ -25,6 +25,7 @@ from conftest import TINY_VIT
 from PIL import Image
 
 from carot.clip import build_clip, save_clip
+from carot.engine import warm
 from carot.runs import execute, jobs, records
 
 CLASSES = {"cat": (220, 30, 30), "dog": (30, 180, 60), "owl": (40, 60, 220)}
@@ -155,6 +156,7 @@ def one_process():
     stack = contextlib.ExitStack()
     stack.enter_context(replaced(execute, execute_there=execute_here))
     stack.enter_context(replaced(jobs, start=start_here))
+    stack.enter_context(replaced(warm.Warm, start=lambda *_: None))
     stack.enter_context(few_processes())
     stack.enter_context(replaced(torch, set_num_threads=few_threads))
     stack.enter_context(replaced(figures, write_html=lambda page, *_, **__: page, save_figure=save_dot))

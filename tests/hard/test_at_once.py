@@ -1,25 +1,28 @@
 """Two writers of one run, readers while a sweep writes, ten commands at once: all end, and nothing is half."""
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command import Command
 from hard.place import COMMON, PLACES, call, copy_place, digests, words_of
 from hard.rows import AGAIN, CLAIMS, FT, PREDICT, REPORT
 
-pytestmark = [pytest.mark.slow(15), pytest.mark.xdist_group("at once")]
-SCRIPT = Path(__file__).parent/"at_once.py"
+pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.slow(15), pytest.mark.xdist_group("at once")]
+HERE = f"""\
+from carot.engine import processes, warm
+processes.begin()
+warm._link = None  # it forks by itself
+import sys
+sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+from hard.at_once import main
+main(*sys.argv[1:])
+"""
 
 
 def at_once(folder, *commands):
     "How each ended: code, what it said on stdout and on stderr."
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-    done = subprocess.run([sys.executable, str(SCRIPT), str(folder), *commands], capture_output=True, text=True,
-        timeout=600,
-                          env=environment)
+    done = Command(folder, *commands, cwd=folder, code=HERE, OMP_NUM_THREADS="1", MPLBACKEND="agg").end(600)
     assert done.returncode == 0, done.stderr
     ended = json.loads(done.stdout.splitlines()[-1])
     for command, (code, out, err) in zip(commands, ended):
