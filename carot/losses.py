@@ -5,14 +5,19 @@
 # %% ../nbs/1_method/04_losses.ipynb #5465aa8f
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
 
 # %% auto #0
-__all__ = ['full_precision', 'contrastive_logits', 'contrastive_loss', 'orthogonality', 'cross_norm', 'self_distillation',
-           'carot_loss', 'teacher_momentum', 'is_teacher_update', 'update_teacher']
+__all__ = ['LARGEST', 'BLOCK', 'full_precision', 'contrastive_logits', 'Table', 'similarity', 'over_rows', 'contrastive_loss',
+           'orthogonality', 'cross_norm', 'self_distillation', 'carot_loss', 'teacher_momentum', 'is_teacher_update',
+           'update_teacher']
 
 # %% ../nbs/1_method/04_losses.ipynb #c85bd1f4
 def full_precision(x: torch.Tensor) -> torch.Tensor:
@@ -28,11 +33,58 @@ def contrastive_logits(
     with torch.autocast(image_features.device.type, enabled=False):
         return logit_scale * full_precision(image_features) @ full_precision(text_features).T
 
+# %% ../nbs/1_method/04_losses.ipynb #c00115e2
+LARGEST, BLOCK = 4096, 2**24  # pairs whose table is made as a whole; entries of a block of a larger one
+
+@dataclass(frozen=True)
+class Table:
+    "S for a large batch, of which only some rows are there at once."
+    image_features: torch.Tensor  # f_v (B, d), L2-normalised
+    text_features: torch.Tensor  # f_t (B, d), L2-normalised
+    logit_scale: torch.Tensor | float  # s
+
+    def __len__(self): return len(self.image_features)
+
+    @property
+    def T(self) -> Table:
+        "The same with captions for rows."
+        return Table(self.text_features, self.image_features, self.logit_scale)
+
+    def rows(self, first: int, n: int) -> torch.Tensor:
+        "Some rows (n, B)."
+        return contrastive_logits(self.image_features[first:first + n], self.text_features, self.logit_scale)
+
+def similarity(
+    image_features: torch.Tensor,  # f_v (B, d), L2-normalised
+    text_features: torch.Tensor,  # f_t (B, d), L2-normalised
+    logit_scale: torch.Tensor | float,  # s
+    largest: int = LARGEST,  # pairs up to which it is a tensor
+) -> torch.Tensor | Table:
+    "S, whole or, for a large batch, in blocks: what the losses take."
+    make = contrastive_logits if len(image_features) <= largest else Table
+    return make(image_features, text_features, logit_scale)
+
+def over_rows(
+    loss: Callable,  # of the number of the first row and some rows of each table: a sum over rows
+    *tables: torch.Tensor | Table,  # of one size
+) -> torch.Tensor:  # scalar
+    "The mean over rows, block by block; the backward pass makes a block again."
+    size, n = len(tables[0]), max(1, BLOCK // len(tables[0]))
+    def rows(table, first): return table.rows(first, n) if isinstance(table, Table) else table[first:first + n]
+    def part(first): return loss(first, *(rows(table, first) for table in tables))
+    return torch.stack([checkpoint(part, first, use_reentrant=False) for first in range(0, size, n)]).sum() / size
+
+# %% ../nbs/1_method/04_losses.ipynb #ab730123
 def contrastive_loss(
-    logits: torch.Tensor,  # S (B, B)
+    logits: torch.Tensor | Table,  # S (B, B)
     label_smoothing: float = 0.0,  # share of the target spread over all pairs
 ) -> torch.Tensor:  # scalar
     "CLIP's symmetric cross-entropy: image → caption and caption → image."
+    if isinstance(logits, Table):
+        def crossed(first, rows):
+            target = torch.arange(first, first + len(rows), device=rows.device)
+            return F.cross_entropy(rows, target, label_smoothing=label_smoothing, reduction="sum")
+        return (over_rows(crossed, logits) + over_rows(crossed, logits.T)) / 2
     target = torch.arange(len(logits), device=logits.device)
     rows, columns = [F.cross_entropy(table, target, label_smoothing=label_smoothing) for table in (logits, logits.T)]
     return (rows + columns) / 2
@@ -54,10 +106,13 @@ def cross_norm(
 
 # %% ../nbs/1_method/04_losses.ipynb #e603e5f1
 def self_distillation(
-    logits: torch.Tensor,  # the student's S (B, B)
-    teacher_logits: torch.Tensor,  # the teacher's Sᵗ (B, B), no gradient wanted
+    logits: torch.Tensor | Table,  # the student's S (B, B)
+    teacher_logits: torch.Tensor | Table,  # the teacher's Sᵗ (B, B), no gradient wanted
 ) -> torch.Tensor:  # scalar
     "Cross-entropy of the student's table against the teacher's, over rows plus over columns."
+    if isinstance(logits, Table) or isinstance(teacher_logits, Table):
+        def crossed(first, rows, taught): return F.cross_entropy(rows, taught.softmax(dim=1), reduction="sum")
+        return over_rows(crossed, logits, teacher_logits) + over_rows(crossed, logits.T, teacher_logits.T)
     return (F.cross_entropy(logits, teacher_logits.softmax(dim=1))
             + F.cross_entropy(logits.T, teacher_logits.T.softmax(dim=1)))
 
@@ -68,14 +123,14 @@ def carot_loss(
     logit_scale: torch.Tensor | float,  # s
     visual_projection: torch.Tensor | None = None,  # W_v (width_v, d); needed if a penalty is on
     text_projection: torch.Tensor | None = None,  # W_t (width_t, d); needed if the cross-norm is on
-    teacher_logits: torch.Tensor | None = None,  # Sᵗ (B, B); None: no distillation in this step
+    teacher_logits: torch.Tensor | Table | None = None,  # Sᵗ from `similarity`; None: no distillation in this step
     label_smoothing: float = 0.0,
     orthogonality_coef: float = 0.2,  # c_oc
     cross_norm_coef: float = 0.05,  # c_x
     distillation_coef: float = 1.5,  # c_sd
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # the loss, and its terms before weighting
     "CaRot's objective; with the last three coefficients 0 it is FLYP's."
-    logits = contrastive_logits(image_features, text_features, logit_scale)
+    logits = similarity(image_features, text_features, logit_scale)
     terms = {"contrastive": contrastive_loss(logits, label_smoothing)}
     loss = terms["contrastive"]
     if orthogonality_coef:
