@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 # %% auto #0
-__all__ = ['STOPS', 'AGAIN', 'stop_at_once', 'ignore_stops', 'end_if_stopped', 'hold_signals', 'tell_me_of_its_end',
-           'follow_parent', 'look_after', 'begin']
+__all__ = ['STOPS', 'AGAIN', 'NEVER_USED', 'stop_at_once', 'ignore_stops', 'end_if_stopped', 'hold_signals', 'tell_me_of_its_end',
+           'follow_parent', 'look_after', 'leave_out', 'begin']
 
 # %% ../../nbs/3_engine/05_processes.ipynb #05000004
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -82,6 +82,16 @@ def look_after(parent: int, number: int) -> None:
     while os.getppid() == parent: time.sleep(0.5)
     os.kill(os.getpid(), number)
 
+# %% ../../nbs/3_engine/05_processes.ipynb #52e90f83
+NEVER_USED = ("rfc3987_syntax",)  # taken along by jsonschema, which does without
+
+def leave_out(
+    *names: str,  # of modules
+) -> None:
+    "From now on they are not installed, for this process; those that are imported already stay."
+    modules: dict = sys.modules
+    for name in names: modules.setdefault(name, None)
+
 # %% ../../nbs/3_engine/05_processes.ipynb #0500000e
 def begin() -> None:
     "The first thing that a process of carot does."
@@ -91,4 +101,5 @@ def begin() -> None:
     sys.unraisablehook = end_if_stopped
     parent = os.environ.pop("CAROT_PARENT", None)  # not for processes of our own
     if parent: follow_parent(int(parent))
+    leave_out(*NEVER_USED)
     if hasattr(signal, "pthread_sigmask"): signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)

@@ -21,7 +21,7 @@ from importlib import import_module
 from multiprocessing.connection import wait
 from typing import Any
 
-from .processes import follow_parent, hold_signals
+from .processes import NEVER_USED, follow_parent, hold_signals, leave_out
 
 # %% auto #0
 __all__ = ['SERVER', 'ALONE', 'USUAL', 'Forked', 'Server', 'serve', 'Warm', 'warm_start', 'ask', 'popen', 'is_warm']
@@ -155,6 +155,7 @@ def serve(
 ) -> str:  # code, in a forked process
     "What the server does."
     follow_parent(int(os.environ.pop("CAROT_PARENT")))
+    leave_out(*NEVER_USED)
     for module in modules:
         with suppress(ImportError): import_module(module)
     gc.collect()
