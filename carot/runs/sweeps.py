@@ -20,17 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import Setting, bounded, convert, parse
 from ..core import UserError, digest, lazy, spell, unknown, visible, write_atomic
+from ..engine.warm import warm_start
 from .jobs import (Job, Screen, check_processes, command_of, default_jobs, is_complete, job_for, log_path,
-                             run_all)
+                             on_one_core, run_all)
 from .records import read_config, summary
 from .settings import (asked, benchmark_folder, check_parameters, check_writable, known_parameters,
                                  known_settings, notebook_path)
 
 # %% auto #0
-__all__ = ['MOST_RUNS', 'METRIC_COLUMNS', 'parse_grid', 'as_axes', 'read_grid', 'plan_sweep', 'metric_rows', 'run_rows',
-           'sweep_table', 'failures_table', 'sweep_folder', 'readable', 'save_tables', 'load_sweep', 'run_on_node',
-           'connect_ray', 'submit', 'run_on_ray', 'begun', 'result_of', 'follow_tasks', 'in_script', 'log_pattern',
-           'slurm_script', 'Sweep', 'print_end', 'run_sweep', 'check_options', 'make_sweep']
+__all__ = ['MOST_RUNS', 'METRIC_COLUMNS', 'IMPORTED', 'parse_grid', 'as_axes', 'read_grid', 'plan_sweep', 'metric_rows',
+           'run_rows', 'sweep_table', 'failures_table', 'sweep_folder', 'readable', 'save_tables', 'load_sweep',
+           'run_on_node', 'connect_ray', 'submit', 'run_on_ray', 'begun', 'result_of', 'follow_tasks', 'in_script',
+           'log_pattern', 'slurm_script', 'Sweep', 'print_end', 'run_sweep', 'check_options', 'make_sweep']
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #0bbfbeb2
 if TYPE_CHECKING:
@@ -371,6 +372,8 @@ def print_end(
     print("\nwrote", *files, sep="\n")
 
 # %% ../../nbs/4_runs/06_sweeps.ipynb #de590a03
+IMPORTED = "carot.runs.jobs papermill ipykernel.kernelapp carot.train carot.evaluate".split()  # by runs
+
 def run_sweep(
     sweep: Sweep,
     notebook: str | Path,
@@ -385,7 +388,8 @@ def run_sweep(
     try:
         if engine == "ray": return run_on_ray(notebook, sweep.jobs, timeout, logs, gpus)
         at_once = jobs or default_jobs(sweep.jobs[0].parameters, processes)
-        return run_all(notebook, sweep.jobs, at_once, timeout, logs, processes=processes)
+        with warm_start(IMPORTED, processes == 1 and all(on_one_core(job.parameters) for job in sweep.jobs)):
+            return run_all(notebook, sweep.jobs, at_once, timeout, logs, processes=processes)
     finally: save_tables(sweep.folder, sweep.jobs)
 
 def check_options(
