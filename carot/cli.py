@@ -27,7 +27,7 @@ from .core import UserError, unknown
 from .data import benchmark_spec, built_in_benchmarks
 from .engine.signals import Stopped
 from .methods.base import Method, all_methods, benchmark_defaults, default_settings, find_method
-from .runs.errors import explain, short_warnings
+from .runs.errors import FULL, error_line, explain, short_warnings
 from .runs.fingerprints import look_once
 from .runs.settings import (GROUPS, OUT, list_values, notebook_parameters, notebook_path, results_folder,
                                  trailing_comments, usual_methods)
@@ -39,7 +39,7 @@ __all__ = ['COMMANDS', 'HELP', 'REQUIRED', 'FILES', 'Command', 'listed', 'help_t
            'run_options', 'spell_own', 'notebook_options', 'settings_option', 'command_options', 'within', 'Parser',
            'flag', 'add_switch', 'add_option', 'add_options', 'command_parser', 'unknown_option', 'read_words',
            'whole_parser', 'print_completion', 'split_rest', 'read_command', 'exit_code', 'answer', 'call',
-           'log_folder', 'tell_error', 'is_unread', 'drop_output', 'say_all', 'main']
+           'log_folder', 'can_print', 'tell_error', 'is_unread', 'drop_output', 'say_all', 'main']
 
 # %% ../nbs/6_use/02_cli.ipynb #8d0c8321
 @dataclass(frozen=True)
@@ -299,8 +299,10 @@ def within(
 
 # %% ../nbs/6_use/02_cli.ipynb #7271a836
 class Parser(argparse.ArgumentParser):
-    "A parser whose errors are one line."
+    "A parser whose errors are one line, and who tells when its help cannot be written."
     def error(self, message): raise UserError(f"{message}; see {self.prog} --help")
+
+    def _print_message(self, message, file=None): print(message, end="", file=file or sys.stderr)
 
 def flag(name: str) -> str:
     "How an option is spelt."
@@ -486,13 +488,21 @@ def log_folder(
     try: return results_folder((peek(words, "out") if takes_results else None) or OUT)
     except OSError: return Path(OUT)  # the working directory has gone
 
+def can_print() -> bool:
+    "Whether there is room for what is printed."
+    try: print(flush=True)
+    except OSError: return False
+    return True
+
 def tell_error(
     error: BaseException,
     words: Sequence[str],  # of the command line
 ) -> int:  # exit code
     "Says in one line why a command failed."
+    if isinstance(error, OSError) and error.errno in FULL and error.filename is None and not can_print():
+        error.filename = "standard output"
     line, code = explain(error, log_folder(words), words)
-    with suppress(OSError): print(f"carot: error: {line}", file=sys.stderr)  # or else nobody listens
+    with suppress(OSError): print(error_line(line), file=sys.stderr)  # or else nobody listens
     return code
 
 # %% ../nbs/6_use/02_cli.ipynb #95ff428b

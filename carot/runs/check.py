@@ -18,6 +18,7 @@ from ..data import BenchmarkSpec, built_in_benchmarks
 from ..engine.devices import is_one_of_many
 from ..engine.signals import Stopped
 from ..methods.base import all_methods
+from .errors import error_line
 from .estimate import facts, measure
 from .execute import is_done
 from .jobs import Job, plan_runs, run_all, used_by
@@ -51,7 +52,7 @@ def check_setup(
         try: lines, problems = facts(run, *measure(run))
         except UserError as error: problems = [str(error)]
     for name, line in lines.items(): print(f"{name:<7} {line}")
-    for problem in problems: print(f"carot: error: {problem}", file=sys.stderr)
+    for problem in problems: print(error_line(problem), file=sys.stderr)
     if not problems: print("ready" + ("" if scan else "; --scan reads every image"))
     return 2 if problems else 0
 

@@ -10,21 +10,23 @@ import errno
 import os
 import re
 import shlex
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..core import UserError, visible
+from ..core import LONGEST_ERROR, UserError, visible
 from ..engine.log import WARNING
 
 # %% auto #0
-__all__ = ['WHAT_TO_DO', 'FULL', 'NotebookFailed', 'shown_path', 'mendable', 'mendable_in_words', 'place_of', 'write_log',
-           'clipped', 'in_a_line', 'explain', 'short_warnings']
+__all__ = ['WHAT_TO_DO', 'FULL', 'LOST', 'NotebookFailed', 'shown_path', 'lost_loader', 'mendable', 'mendable_in_words',
+           'place_of', 'write_log', 'clipped', 'error_line', 'in_a_line', 'hear_no_children', 'explain',
+           'short_warnings']
 
 # %% ../../nbs/4_runs/09_errors.ipynb #e7c8d2cd
 WHAT_TO_DO = {
@@ -58,12 +60,22 @@ def shown_path(
     text = visible(os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else str(path))
     return text if len(text) <= 200 else f"{text[:90]}…{text[-90:]}"
 
+LOST = "a process that reads images was killed, perhaps for want of memory; lower workers, and give the command again"
+
+def lost_loader(
+    name: str,  # of the error's type
+    text: str,  # its message
+) -> bool:
+    "Whether an error is what PyTorch raises, or runs into, when a data loader's process has died."
+    return name in ("EOFError", "ConnectionResetError") or name == "RuntimeError" and "DataLoader worker" in text
+
 def mendable(
     error: BaseException,
     place: str | Path | None = None,  # where it was written to, if the error does not say
 ) -> UserError | None:  # None: nobody foresaw it
     "What the user can mend of an error, with what to do."
     if isinstance(error, UserError): return error
+    if lost_loader(type(error).__name__, str(error)): return UserError(LOST)
     if not isinstance(error, OSError) or error.errno not in WHAT_TO_DO: return None
     named = place if error.filename is None and error.errno in FULL else error.filename
     where = "" if named is None else f"{shown_path(named)}: "
@@ -77,6 +89,7 @@ def mendable_in_words(
 ) -> UserError | None:  # as from `mendable`
     "The same for an error of another process."
     if name in ("UserError", "BadImage"): return UserError(text)
+    if lost_loader(name, text): return UserError(LOST)
     kind = getattr(builtins, name, None)
     found = re.match(r"\[Errno (\d+)\] ([^:]*)(?:: (['\"])(.*)\3)?", text, re.DOTALL)
     if not found or not isinstance(kind, type) or not issubclass(kind, OSError): return None
@@ -110,10 +123,16 @@ def write_log(
 # %% ../../nbs/4_runs/09_errors.ipynb #4b6a4c3e
 def clipped(
     line: str,
-    most: int = 600,  # characters
+    most: int = LONGEST_ERROR,  # characters
 ) -> str:
     "A line that fits onto a screen: of a very long one the beginning and the end."
     return line if len(line) <= most else f"{line[:most - 160]} … {line[-150:]}"
+
+def error_line(
+    text: str,  # printable
+) -> str:
+    "What stands on stderr, with its beginning no longer than `LONGEST_ERROR`."
+    return clipped(f"carot: error: {text}")
 
 def in_a_line(
     error: BaseException,
@@ -126,15 +145,21 @@ def in_a_line(
     what = ": ".join(filter(None, [type(error).__name__, clipped(text, 300)]))
     return what + (f" in {place}" if place else "")
 
+def hear_no_children() -> None:
+    "From now on PyTorch raises no error, at whatever line is being executed, because a loader process has died."
+    for _ in range(2):  # the first may be what raises it
+        with suppress(RuntimeError, ValueError): signal.signal(signal.SIGCHLD, lambda *_: None)
+
 def explain(
     error: BaseException,
     folder: str | Path,  # of the run if there is one, else of all results: for the log
     command: Sequence[str] = (),  # the words that follow `carot`
 ) -> tuple[str, int]:  # one line, and the exit code
     "What is to be said of an error. The traceback of one that nobody foresaw goes to a log."
+    if lost_loader(type(error).__name__, str(error)): hear_no_children()
     if os.environ.get("CAROT_TRACEBACK") == "1": traceback.print_exception(error)
     known = mendable(error, folder)
-    if known: return clipped(str(known)), 2
+    if known: return str(known), 2
     if isinstance(error, NotebookFailed): return clipped(visible(str(error))), 1
     log = write_log(error, folder, command)
     advice = f"its traceback is in {shown_path(log)}; please report it" if log else "CAROT_TRACEBACK=1 shows where"

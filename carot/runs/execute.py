@@ -28,8 +28,9 @@ from .records import HELD, check_same, left_to_do, lock, sweep_leftovers, unlock
 from .settings import Resolved, asked, notebook_path, resolve
 
 # %% auto #0
-__all__ = ['KERNEL', 'ARGUMENTS', 'make_run', 'is_done', 'sweep_done', 'KernelSignals', 'kernel_environment', 'kernel_manager',
-           'hide_places', 'tidy', 'execute_notebook', 'execute_there', 'kernel_end', 'keep_notebook', 'repeat_warnings']
+__all__ = ['PART', 'KERNEL', 'ARGUMENTS', 'make_run', 'is_done', 'has_leftovers', 'sweep_done', 'KernelSignals',
+           'kernel_environment', 'kernel_manager', 'hide_places', 'tidy', 'execute_notebook', 'execute_there',
+           'kernel_end', 'keep_notebook', 'repeat_warnings']
 
 # %% ../../nbs/4_runs/02_execute.ipynb #d4ac65c3
 def make_run(
@@ -54,13 +55,24 @@ def is_done(
     if done: sweep_done(path)
     return done
 
+PART = re.compile(r"\..*\..{8}")  # name of a file that `write_atomic` has not finished
+
+def has_leftovers(
+    path: Path,  # directory of a complete run
+) -> bool:
+    "Whether there is anything that only a working process needs."
+    found, below = list(os.scandir(path)), []
+    for entry in found:
+        with suppress(OSError): below += os.listdir(entry) if entry.is_dir() else []
+    names = {entry.name for entry in found}
+    return bool({"checkpoints", ".locked_by"} & names) or any(map(PART.fullmatch, [*names, *below]))
+
 def sweep_done(
     path: Path,  # directory of a complete run
 ) -> None:
     "Removes what a killed process has left there, unless another one is just making an end."
     sweep_work(path)
-    left = any(any(path.glob(pattern)) for pattern in ("checkpoints", ".locked_by", ".*.????????", "*/.*.????????"))
-    if not left or path.absolute()/".lock" in HELD: return
+    if not has_leftovers(path) or path.absolute()/".lock" in HELD: return
     with suppress(UserError):
         held = lock(path, patience=0)
         sweep_leftovers(path, complete=True)
@@ -235,6 +247,6 @@ def repeat_warnings(
     "Print carot's own warnings in the output of a notebook on stderr, each once."
     lines = [line for cell in notebook.cells for output in cell.get("outputs", [])
              for line in output.get("text", "").splitlines()]
-    python = re.compile(r".*[/\\]carot[/\\][\w/\\]+\.py:\d+: UserWarning: ")  # as Python spells them
+    python = re.compile(r".*[/\\]carot[/\\][\w/\\]+\.py:\d+: \w+: ")  # as Python spells them
     for line in dict.fromkeys(python.sub(f"{WARNING} ", line) for line in lines):
         if line.startswith(WARNING): print(line, file=sys.stderr)

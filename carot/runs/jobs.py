@@ -33,7 +33,7 @@ from ..engine.log import WARNING
 from ..engine.signals import Stopped, StopSignals
 from ..engine.warm import popen
 from ..methods.base import Method, all_methods, find_method
-from .errors import explain
+from .errors import error_line, explain
 from .execute import is_done, make_run, notebook_path
 from .records import read_config, summary
 from .settings import (OUT, Resolved, benchmark_folder, known_settings, list_values, resolve,
@@ -395,7 +395,7 @@ def tell_end(
         if line.startswith(WARNING): print(f"{WARNING} {job}:{line.removeprefix(WARNING)}", file=sys.stderr)
     if code == 0: print(f"{job}  {summary(job.path)}", flush=True)
     elif code == 75: print(f"carot: {job}: {failure(job)}", file=sys.stderr)
-    else: print(f"carot: error: {job}: {job.error}", file=sys.stderr)
+    else: print(error_line(f"{job}: {job.error}"), file=sys.stderr)
     for child in job.team: child.file.close()
     return code
 
@@ -405,7 +405,7 @@ def steps_done(
 ) -> str:
     "How far it is: `120/300`; empty before training."
     try:
-        with open(job.path/"train.tsv", "rb") as file: steps = sum(1 for line in file) - 1
+        with open(job.path/"train.tsv", "rb") as file: steps = file.read().count(b"\n") - 1
         return f"{max(steps, 0)}/{read_config(job.path)['steps']}"
     except (OSError, KeyError, UserError): return ""
 
@@ -426,26 +426,29 @@ def clock(
 class Screen:
     "How many runs are in what state, and how far those are that are being made."
     every = 300.0  # seconds between lines about a run where output is no terminal
+    pause = 1.0  # seconds between two pictures on a terminal
 
     def __init__(self):
         self.drawn = 0  # lines on the terminal
+        self.due = 0.0  # when the next picture is
         self.told: dict[Path, float] = {}  # when a run was last written of
 
     def clear(self) -> None:
         "Takes the lines off the terminal, before others are printed."
         if self.drawn: print(end=f"\x1b[{self.drawn}F\x1b[J", flush=True)
-        self.drawn = 0
+        self.drawn, self.due = 0, 0.0
 
     def draw(self, jobs: list[Job], running: list[Job], waiting: int) -> None:
         "Shows the state of things."
         if not sys.stdout.isatty(): return self.tell(running)
+        if time.monotonic() < self.due: return
         failed = sum(bool(job.error) for job in jobs)
         lines = [f"{len(jobs) - failed - len(running) - waiting} of {len(jobs)} runs complete, {failed} failed, "
                  f"{len(running)} running, {waiting} waiting", *(f"  {clock(job)}  {progress(job)}" for job in running)]
         columns, rows = get_terminal_size()
         self.clear()
         print(*(line[:columns - 1] for line in lines[:rows - 1]), sep="\n", flush=True)
-        self.drawn = min(len(lines), rows - 1)
+        self.drawn, self.due = min(len(lines), rows - 1), time.monotonic() + self.pause
 
     def tell(self, running: list[Job]) -> None:
         "A line for each run that has started or was last written of some minutes ago."

@@ -31,16 +31,16 @@ from ..engine.devices import hardware, is_main_process
 from ..engine.log import WARNING
 from ..engine.work import WORK
 from ..methods.base import Method, all_methods, find_method
-from .fingerprints import differences, fingerprint_for, fingerprint_of, weights_of
-from .seals import LOCAL, as_config, check_made, metrics_problem, not_as_made, seal
+from .fingerprints import differences, fingerprint_for, fingerprint_of, seen, weights_of
+from .seals import LOCAL, as_config, broken, check_made, metrics_problem, not_as_made, seal, sealed
 from .settings import Resolved, benchmark_folder, known_settings
 
 # %% auto #0
 __all__ = ['KEPT', 'SMALL', 'HELD', 'RUN_NAME', 'Run', 'open_run', 'start_time', 'read_config', 'known_config', 'made_from',
            'check_same', 'problem_of', 'sweep_leftovers', 'put_aside', 'left_to_do', 'versions', 'git_commit',
            'is_here', 'is_ready', 'require_bases', 'load_bases', 'lock', 'unlock', 'RunFiles', 'recorded_method',
-           'read_run', 'state_of', 'as_settings', 'has_value', 'matches', 'check_select', 'all_runs', 'find_runs',
-           'mean_metric', 'summary']
+           'read_run', 'state_of', 'as_settings', 'has_value', 'matches', 'check_select', 'run_folders', 'all_runs',
+           'find_runs', 'mean_metric', 'summary']
 
 # %% ../../nbs/4_runs/01_records.ipynb #b6854b48
 if TYPE_CHECKING: from carot import train
@@ -69,8 +69,9 @@ class Run:
         return is_main_process() and not self.complete
 
     def save(self, **facts) -> None:
-        "Adds facts to config.json."
-        self.config.update(facts)
+        "Adds facts to config.json, which is sealed once the run is complete."
+        self.config = {name: value for name, value in (self.config | facts).items() if name != "digest"}
+        if self.config.get("complete"): self.config = sealed(self.config)
         if is_main_process(): write_atomic(self.path/"config.json", json.dumps(self.config, indent=1) + "\n")
 
     def finish(self, **facts) -> None:
@@ -136,7 +137,8 @@ def made_from(
 ) -> dict[str, Any]:  # entries of config.json
     "What a run is made from. Data that are not here any more are left out."
     data = fingerprint_of(benchmark) if benchmark else fingerprint_for(resolved)
-    weights = weights_of(resolved.settings.model, resolved.settings.pretrained)
+    model, pretrained = resolved.settings.model, resolved.settings.pretrained
+    weights = seen(("weights", model, pretrained), lambda: weights_of(model, pretrained))
     return {name: value for name, value in {"data": data, "weights": weights}.items() if value}
 
 def check_same(
@@ -166,8 +168,8 @@ def problem_of(
     *starts: str,  # of the names of sealed files that are to be looked at, too
 ) -> str:  # "" if there is none
     "What is damaged of a complete run."
-    if "made" not in config: return metrics_problem(path/"metrics.tsv")  # it was made before there were seals
-    wrong = not_as_made(path, config["made"], *SMALL, *starts)
+    if not {"made", "digest"} & config.keys(): return metrics_problem(path/"metrics.tsv")  # of before
+    wrong = broken(path, config, *SMALL, *starts)
     return f"{wrong[0]} is not as it was made" if wrong else ""
 
 def sweep_leftovers(
@@ -184,9 +186,9 @@ def put_aside(
     config: Mapping[str, Any],  # what its config.json says; empty: nothing
 ) -> None:
     "Removes what is damaged, so that it is made again, and says so."
-    for name in not_as_made(path, config.get("made") or {}):
+    for name in broken(path, config):
         print(f"{WARNING} {path/name} is not as it was made; it is made again", file=sys.stderr)
-        (path/name).unlink(missing_ok=True)
+        if name != "config.json": (path/name).unlink(missing_ok=True)
     if config or not (path/"config.json").exists(): return
     print(f"{WARNING} {path/'config.json'} is damaged and was put aside; the run begins anew or at its last checkpoint",
           file=sys.stderr)
@@ -207,7 +209,7 @@ def left_to_do(
         return there and (path/folder).is_dir() and not not_as_made(path, made, folder)
     if not_as_made(path, made, "train.tsv", "student/", "teacher/"): return "training"
     if whole("predictions/"): return "metrics"
-    older = config.get("complete") and not made and (path/"student").is_dir()
+    older = config.get("complete") and not made and "digest" not in config and (path/"student").is_dir()
     return "predictions" if older or whole("student/") else "training"
 
 # %% ../../nbs/4_runs/01_records.ipynb #c081afdf
@@ -330,12 +332,13 @@ def recorded_method(
 def read_run(
     path: Path,  # <out>/<benchmark>/<method>/<run>
     *starts: str,  # of the names of sealed files that are to be looked at, too: "predictions/"
+    look: bool = True,  # whether sealed files are looked at at all; False: what config.json says is believed
 ) -> RunFiles:
     "What there is to know about a run without its results."
     setting, seed = RUN_NAME.fullmatch(path.name).groups(default="")
     try: config = read_config(path)
     except UserError: config = None
-    state, folder = state_of(path, config, *starts), path.parent.name
+    state, folder = state_of(path, config, *starts, look=look), path.parent.name
     try: method = recorded_method(folder, config or {})
     except (UserError, TypeError, ValueError):  # names that are none
         method, state = recorded_method("nameless", {}), f"damaged: {visible(folder)} is no method's name"
@@ -348,10 +351,12 @@ def state_of(
     path: Path,  # directory of a run
     config: dict[str, Any] | None,  # what config.json says; None: it cannot be read
     *starts: str,  # as for `read_run`
+    look: bool = True,  # as for `read_run`
 ) -> str:
     "How far a run has come."
     if config is None: return "damaged: config.json"
     if config.get("complete"):
+        if not look: return "complete"
         problem = problem_of(path, config, *starts) or ("" if (path/"metrics.tsv").exists() else "no metrics.tsv")
         return f"damaged: {problem}" if problem else "complete"
     return "failed" if (path/"run.failed.ipynb").exists() else "unfinished"
@@ -390,16 +395,24 @@ def check_select(
     for name in as_settings(select):
         if name not in known: raise unknown("parameter", name, list(known))
 
+def run_folders(
+    out: str | Path,  # folder of all results
+    benchmark: str,
+) -> list[Path]:
+    "The directories of all runs on a benchmark. Raises `UserError` if there are none."
+    folder = benchmark_folder(out, benchmark)
+    found = [path for path in folder.glob("*/*seed=*") if RUN_NAME.fullmatch(path.name) and path.is_dir()]
+    if not found: raise UserError(f"there are no runs in {folder}; make them with `carot reproduce`")
+    return found
+
 def all_runs(
     out: str | Path,  # folder of all results
     benchmark: str,
     *starts: str,  # as for `read_run`
+    look: bool = True,  # as for `read_run`
 ) -> list[RunFiles]:  # in the order of tables, then by setting and seed
     "All runs on a benchmark, in whatever state. Raises `UserError` if there are none."
-    folder = benchmark_folder(out, benchmark)
-    runs = [read_run(path, *starts) for path in folder.glob("*/*seed=*")
-            if path.is_dir() and RUN_NAME.fullmatch(path.name)]
-    if not runs: raise UserError(f"there are no runs in {folder}; make them with `carot reproduce`")
+    runs = [read_run(path, *starts, look=look) for path in run_folders(out, benchmark)]
     return sorted(runs, key=lambda run: (run.method.order, run.method.name, run.setting, run.seed))
 
 def find_runs(
@@ -411,13 +424,14 @@ def find_runs(
 ) -> list[RunFiles]:
     "The runs at one setting. Raises `UserError` if none of them is complete."
     names = methods and {find_method(name).name for name in methods}
-    runs = all_runs(out, benchmark, "predictions/")
+    runs = all_runs(out, benchmark, look=False)
     check_select(select, runs)
-    found = [run for run in runs if matches(run, select) and (not names or run.method.name in names)
+    found = [read_run(run.path, "predictions/") for run in runs if matches(run, select)
+             and (not names or run.method.name in names)
              and (not seeds or run.seed in seeds or not run.method.seeded)]
     used = [run for run in found if not select or any(map(run.method.uses, as_settings(select)))]
     if not any(run.state == "complete" for run in used):
-        known = sorted({repr(run.setting) for run in runs if run.state == "complete"})
+        known = sorted({repr(run.setting) for run in runs if read_run(run.path, "predictions/").state == "complete"})
         damaged = [f"; {run.name} is {run.state}" for run in used if run.state.startswith("damaged")]
         raise UserError(f"no complete run on {benchmark} at the setting {select!r} ('' = defaults); "
                         f"complete runs are at: {', '.join(known) or 'none'} (parameter select){''.join(damaged[:3])}")

@@ -17,8 +17,8 @@ from ..core import UserError, check_name, check_set_name
 from ..data import open_regular
 
 # %% auto #0
-__all__ = ['SEALED', 'LOCAL', 'COLUMNS', 'KINDS', 'file_digest', 'seal', 'is_expected', 'is_as_made', 'not_as_made', 'check_made',
-           'check_row', 'metrics_problem', 'as_config']
+__all__ = ['SEALED', 'LOCAL', 'COLUMNS', 'KINDS', 'file_digest', 'seal', 'record_digest', 'sealed', 'is_expected', 'is_as_made',
+           'not_as_made', 'broken', 'check_made', 'check_row', 'metrics_problem', 'as_config']
 
 # %% ../../nbs/4_runs/08_seals.ipynb #5ea10004
 SEALED = ("metrics.tsv", "stats.tsv", "train.tsv", "classes.json", "predictions/*", "student/*", "teacher/*")
@@ -37,6 +37,19 @@ def seal(
     "What a run has made."
     found = [file for pattern in patterns or SEALED for file in sorted(run.glob(pattern))]
     return {file.relative_to(run).as_posix(): file_digest(file) for file in found if not file.name.startswith(".")}
+
+def record_digest(
+    config: Mapping[str, Any],  # what config.json says
+) -> str:  # 64 hexadecimal digits
+    "What stands for all of its entries but `digest`, however the file is laid out."
+    entries = json.loads(json.dumps({name: value for name, value in config.items() if name != "digest"}))
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+
+def sealed(
+    config: Mapping[str, Any],
+) -> dict[str, Any]:
+    "The same entries with the digest that belongs to them."
+    return {**config, "digest": record_digest(config)}
 
 # %% ../../nbs/4_runs/08_seals.ipynb #5ea10008
 def is_expected(
@@ -64,13 +77,22 @@ def not_as_made(
     wanted = [name for name in made if not starts or name.startswith(starts)]
     return [name for name in wanted if is_expected(run, name) and not is_as_made(run/name, made[name])]
 
+def broken(
+    run: Path,
+    config: Mapping[str, Any],  # what its config.json says
+    *starts: str,  # as for `not_as_made`
+) -> list[str]:
+    "The record itself, if it was changed, and sealed files that are missing or different. Older runs have no seals."
+    record = ["config.json"] if config.get("digest", record_digest(config)) != record_digest(config) else []
+    return record + not_as_made(run, config.get("made") or {}, *starts)
+
 def check_made(
     run: Path,
     config: Mapping[str, Any],  # what its config.json says
     *starts: str,  # as for `not_as_made`
 ) -> None:
-    "Raises `UserError` if a file is not the one that the run has made. Older runs have no seals."
-    wrong = not_as_made(run, config.get("made") or {}, *starts)
+    "Raises `UserError` if a file is not the one that the run has made."
+    wrong = broken(run, config, *starts)
     if wrong: raise UserError(f"{run/wrong[0]} is not the file that this run has made: it is damaged or was exchanged; "
                               "put it back, or make the run again")
 

@@ -94,6 +94,7 @@ FILES = {  # of a run: what is done to it, and the command that must refuse it o
     "student/open_clip_model.safetensors": (tensors("{ft}/student/open_clip_model.safetensors", other_weights),
     PREDICT),
     "stats.tsv": (cut("{ft}/stats.tsv"), REPORT),
+    "config.json": (node("{ft}/config.json", "parameters.workers", 7), REPORT),
 }
 
 
@@ -105,3 +106,15 @@ def test_a_run_is_as_it_was_made(name, place, tmp_path):
     result = call(words_of(command), here)
     assert name.rpartition("/")[2] in result.err, result.err
     assert (result.code, len(result.errors)) == ((2, 1) if command == PREDICT else (0, 0)), result.err
+
+
+def test_a_sweep_believes_no_edited_record(place, tmp_path):
+    "The run's table is made again, and its row says what the run was set to."
+    here, sweep = copy_place(place, tmp_path/"here"), "sweep --method ft --grid seed=1 {common} --name s"
+    assert call(words_of(sweep), here).code == 0
+    file = here/"expt_logs"/"my"/"sweeps"/"s"/"results.tsv"
+    before = file.read_text()
+    node("{ft}/config.json", "parameters.workers", 7)(here)
+    result = call(words_of(sweep), here)
+    assert result.code == 0 and "config.json is not as it was made" in result.err, result
+    assert file.read_text() == before

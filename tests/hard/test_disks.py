@@ -120,5 +120,8 @@ def test_streams_that_are_closed(tmp_path):
         assert "Traceback" not in err and "Exception" not in err, (line, err)
         assert code in ((2,) if "reprodcue" in line else (0, 2, 141)), (line, code, err)
     if Path("/dev/full").is_char_device():
-        code, err = carot("carot --help > /dev/full", tmp_path)
-        assert code == 2 and err.startswith("carot: error:") and err.count("\n") == 1, (code, err)
+        for unbuffered, words in (("", "--help"), ("1", "--help"), ("1", "run --help"), ("1", "--version")):
+            line = f"export PYTHONUNBUFFERED={unbuffered}; carot {words} > /dev/full"
+            code, err = carot(line, tmp_path)
+            assert code == 2 and err.startswith("carot: error: standard output: No space"), (line, code, err)
+            assert err.count("\n") == 1, (line, err)
