@@ -69,7 +69,7 @@ def work_folder(
     fresh = [path for path in (place, *place.parents) if not path.exists()]
     sweep_work(place)
     folder = place.absolute()/WORK/work_name()
-    for _attempt in range(5):
+    for _attempt in range(50):
         try: folder.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError: time.sleep(0.01)  # another process has just swept its own
         else: break

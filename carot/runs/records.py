@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import fnmatch
 import json
 import math
 import os
@@ -177,8 +178,9 @@ def sweep_leftovers(
     complete: bool,
 ) -> None:
     "Removes what a killed process has left."
-    for part in path.rglob(".*.????????"):  # of `write_atomic`; what lies in .work is other processes'
-        if WORK not in part.parts: part.unlink(missing_ok=True)
+    for place, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if name != WORK]  # other processes', who may remove it at any moment
+        for name in fnmatch.filter(files, ".*.????????"): Path(place, name).unlink(missing_ok=True)  # `write_atomic`'s
     if complete: rmtree(path/"checkpoints", ignore_errors=True)
 
 def put_aside(
