@@ -86,7 +86,7 @@ def make_page(
     notebook = notebook or notebook_path(name)
     given = {k: v for k, v in check_parameters(given, notebook).items() if v is not None}
     known = {k: about.default for k, about in notebook_parameters(notebook).items()} | given
-    records.all_runs(known["out"], known["benchmark"])  # an error if there are none
+    records.run_folders(known["out"], known["benchmark"])  # an error if there are none
     page = benchmark_folder(known["out"], known["benchmark"])/name/f"{name}.ipynb"
     check_writable(page.parent)
     execute.execute_notebook(notebook, given, page)

@@ -5,38 +5,45 @@
 # %% ../../nbs/5_analysis/05_claims.ipynb #5d27d8e3
 from __future__ import annotations
 
+import csv
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
 
 from .bootstrap import resample_counts, resampled, set_seed, verdict
 from .figures import in_figure, tidy
 from .tables import (HEADLINE, comparable, in_code, in_markdown, in_order, markdown, read_metrics,
-                                   set_names, spec_of, titles)
-from ..calibration import METRICS, Metric, find_metric, fit_temperature, percentile_interval, softmax
+                                   spec_of, titles)
+from ..calibration import METRICS, Metric, find_metric, percentile_interval, softmax, temperature_and_reason
 from ..config import RunSettings, describe
-from ..core import UserError, spell, write_atomic
+from ..core import UserError, lazy, spell, write_atomic
 from ..data import BenchmarkSpec
 from ..evaluate import read_predictions
 from ..methods.base import all_methods, find_method, settings_of
-from ..runs.records import RunFiles, all_runs, as_settings, find_runs, matches
+from ..runs.records import RunFiles, all_runs, as_settings, find_runs, matches, problem_of
 
 # %% auto #0
 __all__ = ['ZS', 'LP', 'FT', 'LPFT', 'FLYP', 'CAROT', 'FINE_TUNED', 'FT_AND_FLYP', 'ORDER', 'SCALED', 'PAPER_CLAIMS',
            'TERM_CLAIMS', 'TRACER', 'BETA', 'SUCCESSOR_CLAIMS', 'ROW', 'READING', 'VERDICT_COLOURS', 'Side', 'Claim',
            'overall', 'scaled', 'several', 'control_claims', 'at_rate', 'equal_rate_claims', 'claims_for', 'joined',
-           'runs_on', 'side_runs', 'command', 'predicted_sets', 'missing', 'Evidence', 'check_images', 'paired',
-           'difference', 'why_not', 'common_sets', 'test_claim', 'claims_table', 'statements', 'show_interval',
-           'show_row', 'tests_markdown', 'statements_markdown', 'sources', 'to_run', 'in_words', 'write_claims',
-           'advantage_label', 'draw_effect', 'draw_effects', 'forest_picture', 'temperature_table', 'with_and_without',
-           'whole_sides', 'against', 'against_markdown', 'not_compared']
+           'runs_on', 'is_whole', 'side_runs', 'command', 'predicted_sets', 'missing', 'Evidence', 'check_images',
+           'paired', 'difference', 'why_not', 'unfitted', 'common_sets', 'test_claim', 'claims_table', 'statements',
+           'show_interval', 'show_row', 'dagger', 'tests_markdown', 'statements_markdown', 'sources', 'to_run',
+           'in_words', 'write_claims', 'advantage_label', 'draw_effect', 'draw_effects', 'forest_picture',
+           'temperature_table', 'temperature_markdown', 'with_and_without', 'whole_sides', 'against',
+           'against_markdown', 'not_compared']
+
+# %% ../../nbs/5_analysis/05_claims.ipynb #9750bfc1
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib import figure as drawing
+    from matplotlib.figure import Figure
+else: pd, drawing = lazy("pandas"), lazy("matplotlib.figure")
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #2588d503
 @dataclass(frozen=True)
@@ -188,9 +195,15 @@ def runs_on(
     out: str | Path,  # folder of all results
     benchmark: str,
 ) -> list[RunFiles]:
-    "All runs on a benchmark that may be compared; none if there are none."
-    try: return comparable(all_runs(out, benchmark, "predictions/"), benchmark)
+    "All runs on a benchmark that may be compared, if their files are whole; none if there are none."
+    try: return comparable(all_runs(out, benchmark, look=False), benchmark)
     except UserError: return []
+
+def is_whole(
+    run: RunFiles,  # complete, as its record says
+) -> bool:
+    "Whether its files are those that it has made."
+    return not problem_of(run.path, run.config, "predictions/")
 
 def side_runs(
     side: Side,
@@ -201,8 +214,9 @@ def side_runs(
 ) -> dict[int, RunFiles]:  # seed -> run
     "Complete runs of a side; empty if there are none."
     wanted, runs = joined(select, side.setting), evidence.runs(out, benchmark) if evidence else runs_on(out, benchmark)
-    return {run.seed: run for run in runs
-            if run.method.reference == side.method and run.state == "complete" and matches(run, wanted)}
+    whole = evidence.is_whole if evidence else is_whole
+    return {run.seed: run for run in runs if run.method.reference == side.method and run.state == "complete"
+            and matches(run, wanted) and whole(run)}
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #c19d3729
 def command(
@@ -224,8 +238,10 @@ def predicted_sets(
     run: RunFiles,
 ) -> dict[str, list[str]]:  # "id" and "shifts" -> names; empty unless all sets of the run have predictions
     "The run's evaluation sets, in report order."
-    logged = read_metrics(run)
-    names = {"id": set_names(logged, True), "shifts": set_names(logged, False)}
+    with open(run.path/"metrics.tsv", newline="", encoding="utf-8") as file:
+        logged = list(csv.DictReader(file, delimiter="\t"))  # asked for often: no table is made of it
+    def those(id): return list(dict.fromkeys(row["set"] for row in logged if row["id"] == id and row["set"] != "val"))
+    names = {"id": those("True"), "shifts": those("False")}
     files = [run.path/"predictions"/f"{name}.safetensors" for name in [*names["id"], *names["shifts"]]]
     return names if all(file.exists() for file in files) else {}
 
@@ -259,16 +275,29 @@ class Evidence:
         "All runs on a benchmark that may be compared."
         return self.once(lambda: runs_on(out, benchmark), "runs", str(out), benchmark)
 
+    def found(self, out: str | Path, benchmark: str, select: str) -> list[RunFiles]:
+        "Those at one setting, in whatever state. Raises `UserError` if none of them is complete."
+        def look(): return comparable(find_runs(out, benchmark, select), benchmark)
+        return self.once(look, "found", str(out), benchmark, select)
+
+    def is_whole(self, run: RunFiles) -> bool:
+        "As the function of this name."
+        return self.once(lambda: is_whole(run), "whole", run.path)
+
     def counts(self, name: str, size: int) -> np.ndarray:
         "The resamples of a set."
         return self.once(lambda: resample_counts(size, self.samples, set_seed(name, self.seed)), "counts", name, size)
 
-    def temperature(self, run: RunFiles) -> float:
-        "The temperature fitted on the run's own ID validation predictions."
+    def fitted(self, run: RunFiles) -> tuple[float, str]:
+        "The temperature fitted on the run's own ID validation predictions, and why it is 1 if none could be."
         def fit():
             val = read_predictions(run.path/"predictions"/"val.safetensors")
-            return fit_temperature(val.logits, val.labels)
+            return temperature_and_reason(val.logits, val.labels)
         return self.once(fit, "temperature", run.path)
+
+    def temperature(self, run: RunFiles) -> float:
+        "The first of these."
+        return self.fitted(run)[0]
 
     def on_set(self, run: RunFiles, name: str, metric: str | Metric, scaled: bool = False) -> tuple[float, np.ndarray]:
         "A metric of a run on a set: its value, and the values on the resamples."
@@ -335,7 +364,7 @@ def difference(
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #ca7461ef
 ROW = ["claim", "test", "metric", "benchmark", "better", "worse", "effect", "low", "high", "per_seed", "verdict",
-       "better_runs", "worse_runs", "missing"]
+       "better_runs", "worse_runs", "missing", "unfitted"]
 
 def why_not(
     claim: Claim,
@@ -350,6 +379,14 @@ def why_not(
     if not lacking and not paired(*(side_runs(side, out, benchmark, select, evidence) for side in sides)):
         return "no seed that both have"
     return "; ".join(lacking)
+
+def unfitted(
+    runs: Iterable[RunFiles],
+    evidence: Evidence,
+) -> str:  # "ft/seed=1: 20 images are fewer than 100"; empty: all have a temperature
+    "The runs whose ID validation predictions allow no temperature, so that it is 1, and why."
+    why = {run.name: reason for run in runs if (reason := evidence.fitted(run)[1])}
+    return "; ".join(f"{name}: {reason}" for name, reason in why.items())
 
 def common_sets(
     claim: Claim,
@@ -372,7 +409,7 @@ def test_claim(
     "Effect, interval and verdict of a claim; the effect is the better side's advantage, so positive is as claimed."
     evidence, benchmark, sides = evidence or Evidence(), claim.benchmark or benchmark, (claim.better, claim.worse)
     row = {"claim": claim.text, "test": claim.test, "metric": claim.metric, "benchmark": benchmark,
-           "verdict": "not run", "better_runs": "", "worse_runs": "",
+           "verdict": "not run", "better_runs": "", "worse_runs": "", "unfitted": "",
            "missing": why_not(claim, out, benchmark, select, evidence)}
     if row["missing"]: return row
     pairs = paired(*(side_runs(side, out, benchmark, select, evidence) for side in sides))
@@ -380,9 +417,11 @@ def test_claim(
                        (claim.better.scaled, claim.worse.scaled))
     low, high = sorted((claim.sign * found["low"], claim.sign * found["high"]))
     per_seed = {seed: claim.sign * value for seed, value in found["per_seed"].items()}
+    scaled_runs = [run for _, *both in pairs for run, side in zip(both, sides) if side.scaled]
     def names(runs): return " ".join(dict.fromkeys(f"{run.path.parent.parent.name}/{run.name}" for run in runs))
     return row | {"better": found["first"], "worse": found["second"], "effect": claim.sign * found["effect"],
                   "low": low, "high": high, "per_seed": per_seed, "verdict": verdict(low, high, per_seed.values()),
+                  "unfitted": unfitted(scaled_runs, evidence),
                   "better_runs": names(run for _, run, _ in pairs), "worse_runs": names(run for _, _, run in pairs)}
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #6da9e388
@@ -394,11 +433,12 @@ def claims_table(
     evidence: Evidence | None = None,  # None: 1000 resamples
 ) -> pd.DataFrame:  # columns ROW; accuracies as fractions
     "A row for each test. Raises `UserError` if no run has its predictions."
-    runs = comparable(find_runs(out, benchmark, select), benchmark)
+    evidence = evidence or Evidence()
+    runs = evidence.found(out, benchmark, select)
     if not any(predicted_sets(run) for run in runs if run.state == "complete"):
         raise UserError(f"no run on {benchmark} in {out} has its predictions, which are not kept in git; "
                         "make them with `carot reproduce --out FOLDER`")
-    evidence, claims = evidence or Evidence(), claims_for(spec_of(benchmark)) if claims is None else claims
+    claims = claims_for(spec_of(benchmark)) if claims is None else claims
     return pd.DataFrame([test_claim(claim, out, benchmark, select, evidence) for claim in claims]).reindex(columns=ROW)
 
 def statements(
@@ -427,13 +467,21 @@ def show_row(
     return [f"{metric.show(row.better)} vs {metric.show(row.worse)}", show_interval(row, metric),
             ", ".join(map(metric.show_difference, row.per_seed.values()))]
 
+def dagger(
+    why: str,  # as from `unfitted`
+) -> str:
+    "The note in Markdown under a table with daggers; empty without a reason."
+    reasons = "; ".join(dict.fromkeys(filter(None, why.split("; "))))
+    return f"\n\n† No temperature could be fitted, T = 1: {in_markdown(reasons)}." if reasons else ""
+
 def tests_markdown(
     table: pd.DataFrame,  # from `claims_table`
 ) -> str:
-    "Each test with its effect, in Markdown."
-    rows = [[i, row.test, *show_row(row), row.verdict] for i, row in enumerate(table.itertuples(), 1)]
+    "Each test with its effect, in Markdown; a dagger where a temperature could not be fitted."
+    rows = [[i, row.test + "†" * bool(row.unfitted), *show_row(row), row.verdict]
+            for i, row in enumerate(table.itertuples(), 1)]
     columns = ["#", "test", "values", "advantage [95 % interval]", "per seed", "verdict"]
-    return markdown(pd.DataFrame(rows, columns=columns))
+    return markdown(pd.DataFrame(rows, columns=columns)) + dagger("; ".join(table.unfitted))
 
 def statements_markdown(
     table: pd.DataFrame,  # from `claims_table`
@@ -545,7 +593,7 @@ def forest_picture(
 ) -> Figure:
     "All effects, a panel for each metric."
     groups = [tests for _, tests in table.drop_duplicates("test").groupby("metric", sort=False)]
-    figure = Figure(figsize=(8, 0.9 + sum(0.55 + 0.24 * len(tests) for tests in groups)), layout="constrained")
+    figure = drawing.Figure(figsize=(8, 0.9 + sum(0.55 + 0.24 * len(tests) for tests in groups)), layout="constrained")
     axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[len(tests) + 1 for tests in groups])[:, 0]
     for ax, tests in zip(axes, groups): draw_effects(ax, tests)
     shown = {word: colour for word, colour in VERDICT_COLOURS.items() if word in set(table.verdict)}
@@ -567,6 +615,20 @@ def temperature_table(
                   for kind, where in [("id", "ID"), ("shifts", "shifts")] if sets[kind] for scaled in (False, True)}
         rows.append({"method": run.method.reference, "T": evidence.temperature(run)} | values)
     return pd.DataFrame(rows).groupby("method", sort=False).mean() if rows else pd.DataFrame()
+
+def temperature_markdown(
+    runs: list[RunFiles],  # as for `temperature_table`
+    evidence: Evidence,
+) -> str:
+    "The same in Markdown; a dagger where a run has no temperature."
+    table = temperature_table(runs, evidence)
+    text = table.map("{:.4f}".format)
+    whose = {name: [run for run in runs if run.method.reference == name and run.state == "complete"
+                    and (run.path/"predictions"/"val.safetensors").exists()] for name in table.index}
+    why = {name: unfitted(found, evidence) for name, found in whose.items()}
+    for name in table.index: text.loc[name, "T"] += "†" * bool(why[name])
+    text.insert(0, "method", text.index.map(titles(in_order(text.index))))
+    return markdown(text) + dagger("; ".join(why.values()))
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #2a158382
 def with_and_without(

@@ -8,19 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ..calibration import Metric, find_metric, fit_temperature
 from ..conformal import coverage_and_size, fit_conformal
-from ..core import UserError
+from ..core import UserError, lazy
 from ..data import Benchmark
 from ..evaluate import Classifier, Predictions, load_predictions, predict_sets
 
 # %% auto #0
 __all__ = ['in_memory', 'choose_alpha', 'scale_temperature', 'marked', 'conformal_table', 'variant_predictions']
+
+# %% ../../nbs/5_analysis/06_posthoc.ipynb #54790d68
+if TYPE_CHECKING: import pandas as pd
+else: pd = lazy("pandas")
 
 # %% ../../nbs/5_analysis/06_posthoc.ipynb #e673fad8
 def in_memory(

@@ -26,7 +26,7 @@ from ..engine.log import WARNING
 from ..evaluate import metrics_table, read_predictions
 from ..methods.base import Method
 from ..runs import fingerprints
-from ..runs.records import RunFiles, all_runs, as_settings, find_runs, recorded_method
+from ..runs.records import RunFiles, all_runs, as_settings, find_runs, read_run, recorded_method
 from ..runs.settings import resolve, usual_methods
 from ..runs.sweeps import metric_rows
 
@@ -476,12 +476,14 @@ def coefficient_runs(
     select: str = "",  # all but the two coefficients; "" = the defaults
     method: str = "carot",
     seeds: list[int] | None = None,  # None: all
+    every: list[RunFiles] | None = None,  # all runs on the benchmark, as from `all_runs`; None: read
 ) -> dict[tuple[float, float], list[RunFiles]]:  # (OC, SD) -> complete runs
     "A method's runs by the two coefficients."
     def rest(setting): return {k: v for k, v in as_settings(setting).items() if k not in COEFFICIENTS}
-    runs, found = [run for run in all_runs(out, benchmark) if run.method.reference == method
-                   and (seeds is None or run.seed in seeds) and rest(run.setting) == rest(select)], {}
-    try: runs = comparable(runs, benchmark)
+    every, found = every or all_runs(out, benchmark, look=False), {}
+    asked = [read_run(run.path) for run in every if run.method.reference == method
+             and (seeds is None or run.seed in seeds) and rest(run.setting) == rest(select)]
+    try: runs = comparable(asked, benchmark)
     except UserError: return {}  # all of them are of other data
     for run in runs:
         if run.state == "complete":
@@ -494,9 +496,10 @@ def coefficient_table(
     select: str = "",  # all but the two coefficients; "" = the defaults
     method: str = "carot",
     seeds: list[int] | None = None,  # None: all
+    every: list[RunFiles] | None = None,  # as for `coefficient_runs`
 ) -> pd.DataFrame:  # of strings: OC, SD, accuracy (%) and ECE on ID and shifts, runs; empty for one combination
     "Table 4: mean ± standard deviation over seeds for each combination of the coefficients that occur."
-    found, rows = coefficient_runs(out, benchmark, select, method, seeds), []
+    found, rows = coefficient_runs(out, benchmark, select, method, seeds, every), []
     for oc, sd in product(*(sorted(set(values)) for values in zip(*found))) if len(found) > 1 else []:
         runs = found.get((oc, sd), [])
         row = {"OC": f"{oc:g}", "SD": f"{sd:g}"} | dict.fromkeys(COEFFICIENT_COLUMNS, "not run")

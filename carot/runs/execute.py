@@ -159,10 +159,11 @@ def hide_places(
 def tidy(
     notebook: Any,  # executed; changed in place
 ) -> Any:
-    "Drops metadata other than tags and kernel, and this machine's folders from what was printed."
+    "Drops metadata other than tags, texts of pictures and kernel, and this machine's folders from what was printed."
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
-        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        kept = ("tags", "alt", "caption")
+        cell.metadata = {name: cell.metadata[name] for name in kept if cell.metadata.get(name)}
         for output in cell.get("outputs", []):
             if "text" in output: output.text = hide_places(output.text)
             if "traceback" in output: output.traceback = [hide_places(line) for line in output.traceback]
