@@ -142,5 +142,6 @@ def as_config(
         if not right: raise ValueError(f"{name} is no {kind.__name__}")
     values = [*(config.get("parameters") or {}).values(), *(config.get("asked") or {}).values()]
     if not all(isinstance(value, (str, int, float, type(None))) for value in values): raise ValueError("a parameter")
-    if not all(isinstance(value, str) for value in (config.get("made") or {}).values()): raise ValueError("made")
+    names = [*(config.get("made") or {}).values(), *(config.get("kept") or [])]
+    if not all(isinstance(name, str) for name in names): raise ValueError("made or kept")
     return config
