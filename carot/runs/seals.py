@@ -83,7 +83,7 @@ def broken(
     *starts: str,  # as for `not_as_made`
 ) -> list[str]:
     "The record itself, if it was changed, and sealed files that are missing or different. Older runs have no seals."
-    record = ["config.json"] if config.get("digest", record_digest(config)) != record_digest(config) else []
+    record = ["config.json"] if "digest" in config and config["digest"] != record_digest(config) else []
     return record + not_as_made(run, config.get("made") or {}, *starts)
 
 def check_made(

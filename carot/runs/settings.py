@@ -93,9 +93,9 @@ def results_folder(
 ) -> Path:
     "The folder of all results that `out` means; `./logs` and `../logs` are always below the working directory."
     if str(out) == OUT: out = os.environ.get("CAROT_OUT") or out
-    clone = clone_root()
     plain = not str(out).startswith(".") and not os.path.isabs(out)
-    return Path(os.path.relpath(clone/out)) if plain and clone else Path(out)
+    clone = clone_root() if plain else None
+    return Path(os.path.relpath(clone/out)) if clone else Path(out)
 
 # %% ../../nbs/4_runs/00_settings.ipynb #a61632a5
 def benchmark_folder(
