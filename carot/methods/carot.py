@@ -54,7 +54,7 @@ class CaRot(Contrastive):
         "Sᵗ (B, B): the teacher's own features and its own s; None in a step without it."
         if "teacher_image" not in features: return None
         scale = self.teacher.logit_scale.exp()
-        return losses.contrastive_logits(features["teacher_image"], features["teacher_text"], scale)
+        return losses.similarity(features["teacher_image"], features["teacher_text"], scale)
 
     def projections(self):
         "W_v and W_t, where a penalty needs them."

@@ -58,7 +58,7 @@ class Contrastive(Objective):
     def needs(self, step): return ("image", "text")
 
     def loss(self, features, labels):
-        table = losses.contrastive_logits(features["image"], features["text"], self.clip.logit_scale.exp())
+        table = losses.similarity(features["image"], features["text"], self.clip.logit_scale.exp())
         loss = losses.contrastive_loss(table, self.label_smoothing)
         return loss, {"contrastive": loss}
 
