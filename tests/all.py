@@ -41,7 +41,7 @@ STAGES = [  # the checks of one at once
      "README.md is made of nbs/index.ipynb": lambda: unchanged([sys.executable, "tests/readme.py"], "README.md"),
      "the benchmarks' images are drawn": lambda: run([sys.executable, "-c", DRAW])},
     {"every chapter executes, and the tests pass": lambda: run(
-        [sys.executable, "-m", "pytest", "-q", "--durations", "15", *WORKERS, *sys.argv[1:]])}]
+        [sys.executable, "-m", "pytest", "-rs", "--durations", "15", *WORKERS, *sys.argv[1:]])}]
 
 
 def timed(what, check):
