@@ -314,6 +314,8 @@ def sweep(n, place):
     from itertools import islice
     from unittest import mock
 
+    import torch  # noqa: F401  the first look for GPUs would import it
+
     from carot.engine.signals import StopSignals
     from carot.runs import jobs as runner
 
