@@ -406,10 +406,10 @@ def in_rows(part, rows):
     names = [name for name in next(iter(rows.values())) if not name.endswith("wall s")]
     def cell(name):
         exponent = law(rows, name)
-        return "" if exponent is None or part == "processes" else f"n^{exponent:.2f}"
+        return "" if exponent is None else f"n^{exponent:.2f}"
     lines = [["size", *names], ["---:"] * (1 + len(names)),
              *([f"{size:,}", *(shown(rows[size][name]) for name in names)] for size in sorted(rows)),
-             ["**growth**", *map(cell, names)]]
+             *([] if part == "processes" else [["**growth**", *map(cell, names)]])]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -428,6 +428,7 @@ def draw(part, rows):
             sizes = [size for size in sorted(rows) if rows[size][name] > 0]
             ax.plot(sizes, [rows[size][name] for size in sizes], marker=marker, label=name.removesuffix(end))
         ax.set(xscale="log", yscale="log", xlabel=TITLES[part].lower(), ylabel=kinds[end])
+        if part == "processes": ax.set_ylabel("wall seconds")
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False, fontsize=8)
     with mpl.rc_context({"svg.hashsalt": "carot"}):
@@ -526,7 +527,9 @@ def write_page():
     from carot.engine.devices import hardware
 
     parts = ["# How carot grows", "", f"{hardware()}. `python speed/scale.py` measures, `--write` makes this page of "
-             "the tables. CPU seconds; growth is the exponent of the three largest sizes: 1 is linear, 0 is flat.", ""]
+             "the tables. CPU seconds; growth is the exponent of the three largest sizes: 1 is linear, 0 is flat. "
+             "**Other work shared the machine**: CPU seconds are up to a half too many, and wall seconds, which only "
+             "the processes have, mean little where they outnumber free cores.", ""]
     for part in PARTS:
         rows = read(part)
         if not rows: continue
