@@ -265,15 +265,15 @@ def vit():
 @pytest.mark.slow(12)
 @pytest.mark.parametrize("method", [name for name, method in all_methods().items() if method.trains and method.usual])
 def test_a_step_of_vit_b_16(tree, vit, method):
-    "Random weights, 224 pixels, ten classes: one optimizer step moves what it should, on the CPU."
+    "Random weights, 224 pixels, four classes: one optimizer step moves what it should, on the CPU."
     clip, train, _, tokenizer = copy.deepcopy(vit[0]), *vit[1:]
     names, templates = imagenet.names_and_templates()
-    folder, first = tree/"ILSVRC2012"/"val_dirs", {wnid: i for i, wnid in enumerate(WNIDS[:10])}
-    images = scan_classes(folder, first, train, ignore=WNIDS[10:])
-    ten = Benchmark("ten", names[:10], templates[:1], images, images, {"ImageNet": EvalSet(images, True)})
+    folder, first = tree/"ILSVRC2012"/"val_dirs", {wnid: i for i, wnid in enumerate(WNIDS[:4])}
+    images = scan_classes(folder, first, train, ignore=WNIDS[4:])
+    four = Benchmark("four", names[:4], templates[:1], images, images, {"ImageNet": EvalSet(images, True)})
     before = {name: p.detach().clone() for name, p in clip.named_parameters()
               if "resblocks.0.attn.in_proj_weight" in name or name.split(".")[-1] == "proj"}
-    trained = fine_tune(clip, tokenizer, ten, method, epochs=1, batch_size=10, warmup_steps=1, lr=1e-5, workers=0,
+    trained = fine_tune(clip, tokenizer, four, method, epochs=1, batch_size=4, warmup_steps=1, lr=1e-5, workers=0,
                         precision="fp32", device="cpu")
     steps = [row for row in trained.log if row.get("stage", "train") == "train"]
     assert len(steps) == 1 and np.isfinite(steps[0]["loss"])

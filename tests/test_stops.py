@@ -2,6 +2,7 @@
 import importlib.util
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,14 +93,16 @@ def test_a_run_that_is_stopped_and_killed_in_every_phase_ends_the_same(short, wa
     "As one that was left alone, and forked."
     command = next(command for command in kill_often.COMMANDS if command.name == "run")
     whole, place = kill_often.Place(short/"whole"), kill_often.Place(short/"cut")
-    assert carot(*command.words, cwd=whole.folder).returncode == 0
+    for each in (whole, place): shutil.copy(Path(__file__).with_name("few.py"), each.folder)
+    words = [word for word in command.words if "--shots" not in word] + ["--benchmark=few:FEW", "--shots=5"]
+    assert carot(*words, cwd=whole.folder).returncode == 0
     def there(pattern): return lambda: lambda: any(place.folder.rglob(pattern))
     phases = [(signal.SIGTERM, lambda: kill_often.later(1)), (signal.SIGINT, there("kernel.json")),
               (signal.SIGHUP, there("step-00000002")), (signal.SIGKILL, there(".part-*"))]
-    codes = [stop(place, command.words, number, due)[0] for number, due in phases]
+    codes = [stop(place, words, number, due)[0] for number, due in phases]
     assert all(code in (0, 75) or number == signal.SIGKILL and code == -9
                for code, (number, _) in zip(codes, phases)), codes
-    assert place.start(command.words).wait() == 0 and "Traceback" not in kill_often.said(place)
+    assert place.start(words).wait() == 0 and "Traceback" not in kill_often.said(place)
     assert command.results(place.folder) == command.results(whole.folder) and not place.temporary()
 
 

@@ -8,6 +8,7 @@ import sys
 import pandas as pd
 import psutil
 import pytest
+from command import Command
 from test_runs import tree, wait, write_notebook
 from test_settings import METHOD
 
@@ -46,16 +47,20 @@ def notebook(tmp_path, monkeypatch):
     return write_notebook(tmp_path/"run.ipynb", PARAMETERS, RUN)
 
 
-def command(*words):
-    carot = [sys.executable, "-m", "carot.cli", "sweep", "run.ipynb", "--out", "logs", "--name", "rates"]
-    return subprocess.Popen([*carot, *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+RATES = "sweep run.ipynb --out logs --name rates".split()
+
+def alone(*words):
+    "The command as a user gives it: nothing is imported before."
+    return subprocess.Popen([sys.executable, "-m", "carot", *RATES, *words], text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, start_new_session=True)
+
+def given(*words): return Command(*RATES, *words, cwd=".")
 
 
 @pytest.mark.slow(40)
 def test_twelve_runs_a_crash_a_hang_and_a_kill(notebook, tmp_path):
     "Ends with ten results and two named failures, and makes nothing twice."
-    process = command("--grid", GRID, "--jobs", "3", "--timeout", "0.6")
+    process = alone("--grid", GRID, "--jobs", "3", "--timeout", "0.6")
     def complete(): return [run for run in (tmp_path/"logs"/"glyphs"/"ft").glob("*") if (run/"metrics.tsv").exists()]
     assert wait(lambda: len(complete()) >= 3, 90)
     started = psutil.Process(process.pid).children(recursive=True)
@@ -66,9 +71,9 @@ def test_twelve_runs_a_crash_a_hang_and_a_kill(notebook, tmp_path):
     before = {file: file.stat().st_mtime_ns for run in complete() for file in run.glob("metrics.tsv")}
     assert 3 <= len(before) < 12
 
-    process = command("--grid", GRID, "--jobs", "3", "--timeout", "0.6")
-    out, err = process.communicate(timeout=150)
-    assert process.returncode == 1 and "10 of 12 runs are complete; 2 failed" in out
+    done = given("--grid", GRID, "--jobs", "3", "--timeout", "0.6").end(150)
+    out, err = done.stdout, done.stderr
+    assert done.returncode == 1 and "10 of 12 runs are complete; 2 failed" in out
     assert out.count("(was there)") >= len(before) - 3
     assert {file: file.stat().st_mtime_ns for file in before} == before
     folder = tmp_path/"logs"/"glyphs"/"sweeps"/"rates"
@@ -90,16 +95,17 @@ def test_twelve_runs_a_crash_a_hang_and_a_kill(notebook, tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_done(notebook, tmp_path):
-    process = command("--grid", "lr=0.2;epochs=1,2,3", "--jobs", "1")
+    sweep = given("--grid", "lr=0.2;epochs=1,2,3", "--jobs", "1")
     hanging = tmp_path/"logs"/"glyphs"/"sweeps"/"rates"/"logs"/"ft,epochs=2,lr=0.2,seed=1.log"
     assert wait(lambda: hanging.exists() and "this is" in hanging.read_text(), 60)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 75 and "1 of 3 runs are complete" in out and "Traceback" not in err
+    sweep.process.send_signal(signal.SIGINT)
+    stopped = sweep.end(60)
+    assert stopped.returncode == 75 and "1 of 3 runs are complete" in stopped.stdout
+    assert "Traceback" not in stopped.stderr
     assert load_sweep(tmp_path/"logs"/"glyphs"/"sweeps"/"rates").epochs.unique().tolist() == [1]
-    process = command("--grid", "lr=0.2;epochs=1,3", "--jobs", "2")
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and out.count("(was there)") == 1 and "2 of 2 runs are complete" in out and err == ""
+    done = given("--grid", "lr=0.2;epochs=1,3", "--jobs", "2").end(60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("(was there)") == 1 and "2 of 2 runs are complete" in done.stdout
 
 
 def test_a_damaged_run_is_named_and_stops_no_table(notebook, tmp_path, capsys):
