@@ -61,7 +61,9 @@ setup(
     extras_require={
         "handwriting": cfg["handwriting_requirements"].split(),
         "ray": cfg["ray_requirements"].split(),
-        "dev": cfg["dev_requirements"].split(),
+        "docs": cfg["docs_requirements"].split(),
+        "browser": cfg["browser_requirements"].split(),
+        "dev": cfg["dev_requirements"].split() + cfg["docs_requirements"].split(),
     },
     entry_points={"console_scripts": [cfg["console_scripts"]]},
     cmdclass={"build_py": BuildWithNotebooks},
