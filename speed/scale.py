@@ -409,7 +409,7 @@ def in_rows(part, rows):
         return "" if exponent is None else f"n^{exponent:.2f}"
     lines = [["size", *names], ["---:"] * (1 + len(names)),
              *([f"{size:,}", *(shown(rows[size][name]) for name in names)] for size in sorted(rows)),
-             *([] if part == "processes" else [["**growth**", *map(cell, names)]])]
+             *([] if part == "processes" or len(rows) < 2 else [["**growth**", *map(cell, names)]])]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -537,6 +537,9 @@ def write_page():
         parts += [f"## {TITLES[part]}", "", WORDS[part], "", in_rows(part, rows), "",
                   f"![{TITLES[part]}: time and memory against size](scale/{part}.svg)", ""]
         if part == "processes": parts += [simulated(rows), ""]
+        if part == "runs" and read("runs_before"):
+            parts += ["Before reports and claims looked at their own runs only, and imports waited for their use "
+                      "(between commits 45ec7ea and 3f8e78f):", "", in_rows(part, read("runs_before")), ""]
         if verdicts(part, rows): parts += [verdicts(part, rows), ""]
     parts += loader_lines()
     write_atomic(FOLDER.with_suffix(".md"), "\n".join(parts).rstrip() + "\n")
