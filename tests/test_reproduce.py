@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -17,14 +16,22 @@ from conftest import forking
 
 pytestmark = pytest.mark.usefixtures("warm")
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["--epochs", "2", "--eval-sets", "Glyphs,GlyphsV2"]
+SMALL = "--benchmark few:FEW --epochs 2 --eval-sets Glyphs,GlyphsV2".split()
+
+def folder_with_few(folder):
+    "Where the small benchmark is found."
+    shutil.copy(ROOT/"tests"/"few.py", folder)
+    return folder
+
+@pytest.fixture
+def few(tmp_path): return folder_with_few(tmp_path)
 
 
 def stats(out): return {str(f.relative_to(out).parent): f.read_bytes() for f in sorted(Path(out).rglob("stats.tsv"))}
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, server):
-    folder = tmp_path_factory.mktemp("finished")
+    folder = folder_with_few(tmp_path_factory.mktemp("finished"))
     with forking(server): result = carot("reproduce", "--methods", "zs,lp,carot", *SMALL, cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder, result.stdout
@@ -40,7 +47,7 @@ def test_prints_tables_and_files(finished):
 
 @pytest.mark.xdist_group("finished")
 def test_run_directory_is_complete(finished):
-    runs = {p.parent.name: p for p in (finished[0]/"expt_logs"/"glyphs").glob("*/*") if (p/"config.json").exists()}
+    runs = {p.parent.name: p for p in (finished[0]/"expt_logs"/"few").glob("*/*") if (p/"config.json").exists()}
     assert sorted(runs) == ["carot", "lp", "zs"]
     assert re.fullmatch(r"epochs=2,eval_sets=Glyphs_GlyphsV2-[0-9a-f]{8},seed=1", runs["carot"].name)
     have = {str(f.relative_to(runs["carot"])) for f in runs["carot"].rglob("*") if f.is_file()}
@@ -71,7 +78,7 @@ def test_the_report_shows_what_was_asked_for(finished):
     assert carot("reproduce", "--methods", "zs,lp", *SMALL, cwd=finished[0]).returncode == 0
     assert carot("run", "--method", "lp", "--seed", "2", *SMALL, cwd=finished[0]).returncode == 0
     printed = carot("reproduce", "--methods", "zs,lp", *SMALL, cwd=finished[0]).stdout
-    results = pd.read_csv(finished[0]/"expt_logs"/"glyphs"/"report"/"results.tsv", sep="\t")
+    results = pd.read_csv(finished[0]/"expt_logs"/"few"/"report"/"results.tsv", sep="\t")
     assert set(results.method) == {"zs", "lp"} and results[results.method == "lp"].run.nunique() == 1
     assert "| LP        | 1 " in printed and "CaRot" not in printed
 
@@ -79,32 +86,32 @@ def test_the_report_shows_what_was_asked_for(finished):
 def test_logits_give_the_logged_metrics(finished):
     import pandas as pd
     from carot.evaluate import load_predictions, metrics_table
-    run = next((finished[0]/"expt_logs"/"glyphs"/"carot").iterdir())
+    run = next((finished[0]/"expt_logs"/"few"/"carot").iterdir())
     logged = pd.read_csv(run/"metrics.tsv", sep="\t").set_index(["set", "metric"]).value
     again = metrics_table(load_predictions(run), 250).set_index(["set", "metric"]).value
     pd.testing.assert_series_equal(logged.sort_index(), again.sort_index(), rtol=1e-12)
 
 @pytest.mark.xdist_group("finished")
 @pytest.mark.slow(30)
-def test_killed_at_any_moment_ends_the_same(finished, tmp_path):
+def test_killed_at_any_moment_ends_the_same(finished, few):
     "kill -9 of the whole command at growing delays until it gets through; results are those of the uninterrupted one."
     for delay in (0.5, 1.5, 3, 4.5, 300):
-        given = Command("reproduce", "--methods", "zs,lp,carot", *SMALL, cwd=tmp_path)
+        given = Command("reproduce", "--methods", "zs,lp,carot", *SMALL, cwd=few)
         try:
             done = given.end(delay)
             break
         except subprocess.TimeoutExpired: given.process.wait()
     assert done.returncode == 0, done.stderr
-    expected = {run: text for run, text in stats(finished[0]/"expt_logs"/"glyphs").items() if "seed=1" in run}
-    assert stats(tmp_path/"expt_logs"/"glyphs") == expected and len(expected) == 3
+    expected = {run: text for run, text in stats(finished[0]/"expt_logs"/"few").items() if "seed=1" in run}
+    assert stats(few/"expt_logs"/"few") == expected and len(expected) == 3
 
 @pytest.mark.slow(25)
-def test_stopped_on_two_processes_and_gone_on(tmp_path):
+def test_stopped_on_two_processes_and_gone_on(few):
     "A signal ends all processes between two steps, with exit code 75; the same command completes the run."
-    words = "reproduce --methods flyp --epochs 2 --shots 100 --eval-sets Glyphs --processes 2".split()
-    process = subprocess.Popen([sys.executable, "-m", "carot", *words], cwd=tmp_path, text=True, start_new_session=True,
+    words = "reproduce --benchmark few:FEW --methods flyp --epochs 2 --eval-sets Glyphs --processes 2".split()
+    process = subprocess.Popen([sys.executable, "-m", "carot", *words], cwd=few, text=True, start_new_session=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    run = tmp_path/"expt_logs"/"glyphs"/"flyp"/"epochs=2,eval_sets=Glyphs,shots=100,seed=1"
+    run = few/"expt_logs"/"few"/"flyp"/"epochs=2,eval_sets=Glyphs,seed=1"
     def steps(): return (run/"train.tsv").read_text().splitlines()[1:] if (run/"train.tsv").exists() else []
     deadline = time.monotonic() + 120
     while len(steps()) < 4 and time.monotonic() < deadline: time.sleep(0.05)
@@ -115,19 +122,18 @@ def test_stopped_on_two_processes_and_gone_on(tmp_path):
     assert len(family) >= 4 and not psutil.wait_procs(family, timeout=20)[1]
     before = len(steps())
     assert 4 <= before < json.loads((run/"config.json").read_text())["steps"] and list((run/"checkpoints").iterdir())
-    result = carot(*words, cwd=tmp_path)
+    result = carot(*words, cwd=few)
     assert result.returncode == 0, result.stderr
     config = json.loads((run/"config.json").read_text())
     assert config["complete"] and [int(row.split("\t")[1]) for row in steps()] == list(range(1, config["steps"] + 1))
 
-def test_two_at_once(tmp_path):
-    words = ["run", "--method", "ft", "--epochs", "1", "--eval-sets", "Glyphs"]
-    with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(lambda _: carot(*words, "--out", tmp_path, cwd=ROOT), range(2)))
+def test_two_at_once(few):
+    words = ["run", "--method", "ft", *SMALL]
+    both = [given.end() for given in [Command(*words, cwd=few), Command(*words, cwd=few)]]
     codes = sorted(each.returncode for each in both)
     assert codes in ([0, 2], [0, 0]), both  # the second waits a moment: it may find the run complete
     assert codes == [0, 0] or "another process" in "".join(each.stderr for each in both)
-    assert len(stats(tmp_path)) == 1
+    assert len(stats(few)) == 1
 
 @pytest.mark.slow(25)
 def test_from_a_wheel_outside_the_clone(tmp_path):
