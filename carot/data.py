@@ -25,12 +25,12 @@ from tqdm import tqdm
 from .core import UserError, check_name, check_set_name, lazy, load_object, spell, unknown
 
 # %% auto #0
-__all__ = ['LIBRARIES', 'FOR_ONE', 'LAST', 'FORMATS', 'LARGEST_FILE', 'OTHER_KINDS', 'TEMPLATE_SETS', 'Images', 'EvalSet',
-           'Benchmark', 'kinds_of', 'leaves_alone', 'split_transform', 'ArrayImages', 'in_memory', 'InBatches',
-           'BadImage', 'white_of', 'to_rgb', 'open_regular', 'bad_image', 'read_image', 'look_below', 'image_name',
-           'sample_seeds', 'CaptionedImages', 'stream', 'EpochBatches', 'BenchmarkSpec', 'benchmark_modules',
-           'built_in_benchmarks', 'benchmark_spec', 'load_plain', 'load_benchmark', 'plain_images', 'read_lines',
-           'named_templates', 'known_labels', 'image_labels', 'draw_shots', 'with_shots', 'prepare']
+__all__ = ['LIBRARIES', 'FOR_ONE', 'LAST', 'FORMATS', 'LARGEST_FILE', 'NARROWEST', 'OTHER_KINDS', 'TEMPLATE_SETS', 'Images',
+           'EvalSet', 'Benchmark', 'kinds_of', 'leaves_alone', 'split_transform', 'ArrayImages', 'in_memory',
+           'InBatches', 'BadImage', 'white_of', 'is_narrow', 'to_rgb', 'open_regular', 'bad_image', 'read_image',
+           'look_below', 'image_name', 'sample_seeds', 'CaptionedImages', 'stream', 'EpochBatches', 'BenchmarkSpec',
+           'benchmark_modules', 'built_in_benchmarks', 'benchmark_spec', 'load_plain', 'load_benchmark', 'plain_images',
+           'read_lines', 'named_templates', 'known_labels', 'image_labels', 'draw_shots', 'with_shots', 'prepare']
 
 # %% ../nbs/1_method/02_data.ipynb #5a94bb0f
 if TYPE_CHECKING:
@@ -201,6 +201,7 @@ class InBatches:
 # %% ../nbs/1_method/02_data.ipynb #4dcd8e0b
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")  # PIL's names of what is read
 LARGEST_FILE = 2**30  # bytes: more than any image that PIL opens
+NARROWEST = 256  # times the shorter side; scaled to 448 × 448 × 256 pixels such a picture is 150 MB
 OTHER_KINDS = {b"GIF8": "GIF", b"%!PS": "PostScript", b"\xc5\xd0\xd3\xc6": "PostScript", b"%PDF": "PDF"}  # first bytes
 
 class BadImage(UserError):
@@ -217,10 +218,17 @@ def white_of(
     if image.format in ("PNG", "PPM"): return 65535  # PIL scales them to that
     raise ValueError("whole numbers of 32 bits have no agreed white; save it with 8 or 16 bits")
 
+def is_narrow(width: int, height: int) -> bool:
+    "Whether an image is so long and thin that it grows beyond measure where its shorter side is scaled to a model's."
+    return max(width, height) > NARROWEST * min(width, height)
+
 def to_rgb(
     image: Image.Image,
 ) -> Image.Image:  # RGB, eight bits per channel
-    "An image decoded. Raises what PIL raises, and `ValueError` for values that are no brightness."
+    "An image decoded. Raises what PIL raises, and `ValueError` for values that are no brightness or sides too unequal."
+    if is_narrow(*image.size):
+        raise ValueError(f"its sides, {image.width} × {image.height} pixels, differ by more than "
+                         f"{NARROWEST} times; crop it")
     white = white_of(image)
     if white is None: return image.convert("RGB")
     values = np.asarray(image)

@@ -392,6 +392,20 @@ def test_bombs(tmp_path, monkeypatch):
     with pytest.raises(MemoryError): decode_image(b"x", "x")
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "PPM"])
+def test_strips(tmp_path, monkeypatch, kind):
+    "What a model's transform would make very large is refused before it is decoded, by either reader."
+    for width, height in [(60_000, 1), (2, 513), (512, 2)]:
+        Image.new("RGB", (width, height)).save(tmp_path/"x", kind)
+        found = both(tmp_path/"x")
+        if height == 2: assert [pixels.shape for pixels in found] == [(2, 512, 3)] * 2
+        else: assert all(f"its sides, {width} × {height} pixels, differ" in message for message in found), found
+    write_claim(tmp_path/"x.png", 100_000, 100)
+    with monkeypatch.context() as patch:
+        patch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("it was decoded"))
+        assert all("crop it" in message for message in both(tmp_path/"x.png"))
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM"])
 def test_damage_anywhere(tmp_path, kind):
     "Bytes are changed, cut out and doubled: an image or a BadImage, never anything else."

@@ -16,7 +16,7 @@ from PIL import Image
 from simplejpeg import decode_jpeg, decode_jpeg_header
 
 from ..core import lazy
-from ..data import FORMATS, bad_image, open_regular, read_image, to_rgb
+from ..data import FORMATS, bad_image, is_narrow, open_regular, read_image, to_rgb
 
 # %% auto #0
 __all__ = ['is_plain_jpeg', 'decode_image', 'to_tensor', 'read_tensor', 'TensorTransform', 'fast']
@@ -29,10 +29,11 @@ else: torch, v2 = lazy("torch"), lazy("torchvision.transforms.v2")
 
 # %% ../../nbs/2_benchmarks/04_decode.ipynb #9154dfae
 def is_plain_jpeg(data: bytes) -> bool:
-    "Whether simplejpeg and PIL read the same: a JPEG with both of its ends, no CMYK, no more pixels than PIL's limit."
+    "Whether simplejpeg and PIL read the same: a JPEG with both ends, no CMYK, of a size that is not refused."
     if data[:3] != b"\xff\xd8\xff" or data[-2:] != b"\xff\xd9": return False
     height, width, colours, _ = decode_jpeg_header(data)
-    return colours not in ("CMYK", "YCCK") and height * width <= (Image.MAX_IMAGE_PIXELS or float("inf"))
+    if colours in ("CMYK", "YCCK") or is_narrow(width, height): return False
+    return height * width <= (Image.MAX_IMAGE_PIXELS or float("inf"))
 
 def decode_image(
     data: bytes,  # content of an image file

@@ -146,6 +146,15 @@ def bomb(path, side=60_000):
     return file(path, content + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
 
 
+def strip(path, length=60_000):
+    "A picture of one row, which a model's transform would make very large."
+    def make(folder):
+        content = io.BytesIO()
+        Image.new("RGB", (length, 1)).save(content, "JPEG" if path.endswith("jpg") else "PNG")
+        put(at(folder, path), content.getvalue())
+    return make
+
+
 # ---- weights
 
 class Evil:

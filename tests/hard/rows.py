@@ -3,8 +3,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from hard.makers import (bomb, copied, cut, evil, evil_torch, fewer_rows, file, folder, gone, header, image, link,
-    moved,
-                         node, not_finite, other_weights, pipe, raw_folder, replaced, several, sparse, tensors, values)
+                         moved, node, not_finite, other_weights, pipe, raw_folder, replaced, several, sparse, strip,
+                         tensors, values)
 
 CHECK = "check {common} --no-time-step"
 FT = "run --method ft {common}"
@@ -226,12 +226,14 @@ PREDICTIONS = options(PREDICT, {
         ("a name of two lines", file("new/a\nb.png", "text"), r"a\\nb.png"),
         ("a name with a tab", file("new/a\tb.png", "text"), r"a\\tb.png"),
         ("a name that is not UTF-8", file("new/\udcff.png", "text"), "udcff|xff"),
+        ("a strip", strip("new/x.png"), "60000 × 1 pixels, differ by more than 256 times"),
         ("a list's folder", file("new/deep/a.png", "text"), "deep/a.png")]],
     *[Row(f"a checkpoint with {what}", PREDICT, says, make) for what, make, says in [
         ("config.json a list", file("{ft}/config.json", "[]"), "config.json"),
         ("config.json cut", cut("{ft}/config.json"), "config.json"),
         ("config.json not UTF-8", file("{ft}/config.json", b"\xff\xfe{"), "config.json"),
         ("config.json too deep", file("{ft}/config.json", "[" * 100_000), "config.json"),
+        ("config.json edited", node("{ft}/config.json", "seconds.total", 7), "config.json is not the file"),
         ("classes.json a list", file("{ft}/classes.json", "[]"), "classes.json"),
         ("classes.json cut", cut("{ft}/classes.json"), "classes.json"),
         ("a class fewer", node("{ft}/classes.json", "classnames", ["cat", "dog"]), "classes.json|classes|head"),
@@ -320,7 +322,8 @@ BAD_IMAGES = {"an empty image": file("my/train/cat/0.png"), "a text": file("my/D
               "a pipe": pipe("my/train/cat/p.png"), "a bomb": bomb("my/val/cat/b.png"),
               "a loop": link("my/val/cat/l.png", "l.png"), "32 bits": values("my/val/cat/i.tif",
               np.full((4, 4), 70_000, np.int32)),
-              "a terabyte": sparse("my/train/cat/s.jpg")}
+              "a terabyte": sparse("my/train/cat/s.jpg"), "a strip": strip("my/train/dog/t.png"),
+              "a strip in a JPEG": strip("my/Dark/dog/t.jpg")}
 
 DATA = [
     *[Row(f"data: {what}", CHECK, says, make) for what, (make, says) in SET.items()],
@@ -407,6 +410,8 @@ RESUMED = [
         ("parameters that are a list", node("{begun}/config.json", "parameters", []))]],
     *[Row(f"go on with {what}", AGAIN, says, make, 2) for what, make, says in [
         ("another learning rate on record", node("{begun}/config.json", "parameters.lr", 1), "lr was 1"),
+        ("a number of 400 digits on record", node("{begun}/config.json", "parameters.batch_size", 10**400),
+            "batch_size was 1000.*choose another out"),
         ("a class renamed", several(*(moved(f"my/{s}/cat", f"my/{s}/zebra") for s in ("train", "val", "Dark"))),
             "class"),
         ("an image more", copied("my/train/cat/0.png", "my/train/cat/9.png"), "train"),
@@ -438,6 +443,9 @@ DAMAGE = {
     "an empty config": file("{ft}/config.json"), "a cut config": cut("{ft}/config.json"),
     "a config in a folder": several(gone("{ft}/config.json"), folder("{ft}/config.json")),
     "a config of words": node("{ft}/config.json", "parameters", "x"), "a config in a pipe": pipe("{ft}/config.json"),
+    "an edited config": node("{ft}/config.json", "parameters.workers", 7),
+    "a config of other seconds": node("{ft}/config.json", "seconds.total", 10**9),
+    "a config without its files": node("{ft}/config.json", "made", {}),
     "cut predictions": cut("{ft}/predictions/Dark.safetensors"),
     "predictions of fewer images": tensors("{ft}/predictions/Dark.safetensors", fewer_rows),
     "predictions that are not finite": tensors("{ft}/predictions/Dark.safetensors", not_finite)}
@@ -449,7 +457,8 @@ RESULTS = [
         "predictions that are not finite")],
     *[Row(f"run again with {what}", FT, "accuracy: ID", DAMAGE[what], 0, RUN, RUN) for what in (
         "no metrics", "empty metrics", "cut metrics", "binary metrics", "metrics of a reserved set", "a cut config",
-        "a config that is a list", "an empty config", "cut predictions", "predictions of fewer images")],
+        "a config that is a list", "an empty config", "an edited config", "a config without its files",
+        "cut predictions", "predictions of fewer images")],
     *[Row(f"reproduce with {what}", "reproduce --methods zs,ft {common}", "accuracy: ID", DAMAGE[what], 0, (*RUN,
         *MADE),
           (*RUN, *MADE)) for what in ("no metrics", "a config that is a list")],
