@@ -390,6 +390,7 @@ class FineTuned:
     log: list[dict] | None = None  # one row a step
     skipped: list[str] | None = None  # training images that could not be read
     micro_batch_size: int | None = None  # images at once in a process, also where auto chose it; None: all
+    remark: str = ""  # what a reader of its results must know: it stands in the run's record and below tables
 
     def save(
         self,

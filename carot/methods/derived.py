@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -56,11 +57,14 @@ def with_temperature(
     start: Start,
     ends: Sequence[Any],  # the zero-shot model alone, a `FineTuned`
 ) -> Any:  # a `FineTuned`
-    "The zero-shot model with the temperature that suits ID validation."
+    "The zero-shot model with the temperature that suits ID validation; as it is, with a warning, if none does."
     fit = {"nll": calibration.fit_temperature, "ece": calibration.fit_temperature_ece}[start.settings.fitted_by]
+    T, reason = calibration.temperature_and_reason(*validation_logits(start), fit)
+    unfitted = calibration.NoTemperature(reason)
+    if reason: warnings.warn(unfitted, stacklevel=2)
     student = copy.deepcopy(ends[0].student)
-    student.logit_scale.data -= math.log(fit(*validation_logits(start)))
-    return replace(ends[0], student=student)
+    student.logit_scale.data -= math.log(T)
+    return replace(ends[0], student=student, remark=str(unfitted) if reason else "")
 
 ZS_T = Method(
     "zs-t", "zero-shot, temperature", "zero-shot CLIP with a temperature fitted on ID validation", TemperatureSettings,
