@@ -21,6 +21,7 @@ LINES = {  # what is counted: files of tests, and a pattern of their names
     "names in HTML, Markdown, LaTeX, TSV, Slurm: none live": ("test_names.py", ""),
     "writers, readers, ten commands at once": ("hard/test_at_once.py", ""),
     "full, read-only, unlockable disks; closed streams": ("hard/test_disks.py", ""),
+    "a command or a process that reads its images is killed": ("hard/test_loaders.py", ""),
 }
 
 
