@@ -75,7 +75,7 @@ def mendable(
 ) -> UserError | None:  # None: nobody foresaw it
     "What the user can mend of an error, with what to do."
     if isinstance(error, UserError): return error
-    if lost_loader(type(error).__name__, str(error)): return UserError(LOST)
+    if lost_loader(type(error).__name__, str(error) if type(error) is RuntimeError else ""): return UserError(LOST)
     if not isinstance(error, OSError) or error.errno not in WHAT_TO_DO: return None
     named = place if error.filename is None and error.errno in FULL else error.filename
     where = "" if named is None else f"{shown_path(named)}: "
@@ -156,7 +156,7 @@ def explain(
     command: Sequence[str] = (),  # the words that follow `carot`
 ) -> tuple[str, int]:  # one line, and the exit code
     "What is to be said of an error. The traceback of one that nobody foresaw goes to a log."
-    if lost_loader(type(error).__name__, str(error)): hear_no_children()
+    if lost_loader(type(error).__name__, str(error) if type(error) is RuntimeError else ""): hear_no_children()
     if os.environ.get("CAROT_TRACEBACK") == "1": traceback.print_exception(error)
     known = mendable(error, folder)
     if known: return str(known), 2
