@@ -11,7 +11,7 @@ import torch
 from conftest import forking
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.usefixtures("warm")
+pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.slow(7), pytest.mark.xdist_group("extension")]
 MODULE = '''
 from dataclasses import dataclass, replace
 

@@ -45,6 +45,7 @@ def test_prints_tables_and_files(finished):
         if line.startswith(("  expt_logs", "  /")): assert (folder/line.strip()).exists()
     assert not [line for line in printed.splitlines() if str(folder) in line]
 
+@pytest.mark.slow(5)
 @pytest.mark.xdist_group("finished")
 def test_run_directory_is_complete(finished):
     runs = {p.parent.name: p for p in (finished[0]/"expt_logs"/"few").glob("*/*") if (p/"config.json").exists()}
@@ -62,6 +63,7 @@ def test_run_directory_is_complete(finished):
     columns = [f"{s} {m}" for s in ("Glyphs", "GlyphsV2") for m in ("Accuracy", "ECE", "batched ECE")]
     assert header == ["", "epoch", *columns, "Avg ID carot Loss"]
 
+@pytest.mark.slow(5)
 @pytest.mark.xdist_group("finished")
 def test_again_does_nothing(finished):
     def times():
@@ -82,6 +84,7 @@ def test_the_report_shows_what_was_asked_for(finished):
     assert set(results.method) == {"zs", "lp"} and results[results.method == "lp"].run.nunique() == 1
     assert "| LP        | 1 " in printed and "CaRot" not in printed
 
+@pytest.mark.slow(5)
 @pytest.mark.xdist_group("finished")
 def test_logits_give_the_logged_metrics(finished):
     import pandas as pd

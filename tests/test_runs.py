@@ -273,6 +273,7 @@ def test_errors_in_the_kernel(notebook, tmp_path, capsys):
 
 # several processes
 
+@pytest.mark.slow(10)
 def test_words_of_several_processes(notebook, tmp_path, monkeypatch):
     "One that fails takes the others along; the reasons of all are told, and a log is kept for each."
     monkeypatch.setattr(jobs.is_broken, "__defaults__", (5.0,))
@@ -288,6 +289,7 @@ def test_words_of_several_processes(notebook, tmp_path, monkeypatch):
     assert set(psutil.Process().children(recursive=True)) <= set(before)
 
 
+@pytest.mark.slow(10)
 def test_two_jobs_of_two_processes_do_not_meet(notebook, tmp_path):
     variables = [jobs.team_variables(2) for _ in range(2)]
     assert [team["RANK"] for team in variables[0]] == ["0", "1"]
@@ -333,6 +335,7 @@ def test_cleaning_keeps_the_tag_of_the_parameters(tmp_path):
     assert notebook_parameters(tmp_path/"fine_tune.ipynb") == notebook_parameters(path)
 
 
+@pytest.mark.slow(10)
 def test_a_record_is_made_again(tmp_path, monkeypatch):
     "Figures without predictions and weights, as a clone has them, are no reason not to run; with one of them they are."
     monkeypatch.chdir(tmp_path)
@@ -353,6 +356,7 @@ def test_a_record_is_made_again(tmp_path, monkeypatch):
     assert first == second
 
 
+@pytest.mark.slow(10)
 def test_signals_between_notebooks_do_not_reach_the_next(notebook, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
