@@ -28,7 +28,8 @@ __all__ = ['WEIGHTS', 'FLAG', 'NULL', 'WIDTH', 'COUNT', 'PIXELS', 'TOWER', 'VISI
            'SUPPORTED', 'REASONS', 'BUILT_IN', 'named_config', 'Rule', 'whole', 'real', 'one_of', 'list_of', 'problems',
            'folder_config', 'folder_weights', 'fill_embedding', 'load_weights', 'build_clip', 'build_from_folder',
            'published_weights', 'build_named', 'built_in_folder', 'load_clip', 'save_clip', 'trimmed_length',
-           'is_causal', 'text_features', 'image_features', 'visual_projection', 'text_projection', 'tower_parameters',
+           'is_causal', 'ends_of_text', 'places_up_to', 'packed_attention', 'is_plain', 'packed_text', 'padded_text',
+           'text_features', 'image_features', 'visual_projection', 'text_projection', 'tower_parameters',
            'zero_shot_head']
 
 # %% ../nbs/1_method/03_clip.ipynb #565e88b6
@@ -289,22 +290,84 @@ def is_causal(tower: nn.Module) -> bool:
     return bool(torch.isinf(mask.triu(1)[mask.new_ones(mask.shape).triu(1) > 0]).all())
 
 # %% ../nbs/1_method/03_clip.ipynb #09d49981
+def ends_of_text(
+    tower: nn.Module,
+    tokens: torch.Tensor,  # (B, L)
+) -> torch.Tensor:  # (B,)
+    "Where a causal tower reads the feature of each caption."
+    eos = getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
+    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+    return tokens.argmax(1) if pool == "argmax" else (tokens == eos).int().argmax(1)
+
+def places_up_to(
+    ends: torch.Tensor,  # (B,)
+    length: int,  # L
+) -> torch.Tensor:  # (sum of ends + 1,)
+    "Places of the tokens that count in a table (B, L), read row by row."
+    return (torch.arange(length, device=ends.device) <= ends[:, None]).flatten().nonzero()[:, 0]
+
+def packed_attention(
+    attention: nn.MultiheadAttention,
+    x: torch.Tensor,  # (M, width), the tokens that count
+    places: torch.Tensor,  # (M,), theirs in rows of captions
+    shape: torch.Size,  # (B, L) of these
+    wanted: torch.Tensor,  # places whose outcome is read
+) -> torch.Tensor:  # (number wanted, width)
+    "Causal attention within each caption."
+    read = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    rows = read.new_zeros(shape.numel(), read.shape[1]).index_copy(0, places, read)
+    q, k, v = rows.view(*shape, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+    seen = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(len(rows), -1)
+    return attention.out_proj(seen.index_select(0, wanted))
+
+# %% ../nbs/1_method/03_clip.ipynb #5ade2798
+def is_plain(transformer: nn.Module) -> bool:
+    "Whether the blocks are CLIP's own, run once, with nothing beside attention and MLP."
+    return not transformer.grad_checkpointing and all(
+        type(block) is open_clip.transformer.ResidualAttentionBlock and type(block.attn) is nn.MultiheadAttention
+        and type(block.attn.out_proj) is nn.modules.linear.NonDynamicallyQuantizableLinear
+        for block in transformer.resblocks)
+
+def packed_text(
+    tower: nn.Module,  # causal, of plain blocks
+    tokens: torch.Tensor,  # (B, L)
+) -> torch.Tensor:  # (B, width), after the last norm
+    "Captions read without padding."
+    ends = ends_of_text(tower, tokens)
+    places = places_up_to(ends, tokens.shape[1])
+    x = tower.token_embedding(tokens.flatten()[places]) + tower.positional_embedding[places % tokens.shape[1]]
+    *inner, last = tower.transformer.resblocks
+    for block in inner:
+        x = x + block.ls_1(packed_attention(block.attn, block.ln_1(x), places, tokens.shape, places))
+        x = x + block.ls_2(block.mlp(block.ln_2(x)))
+    wanted = torch.arange(len(tokens), device=tokens.device) * tokens.shape[1] + ends
+    seen = packed_attention(last.attn, last.ln_1(x), places, tokens.shape, wanted)
+    x = x.index_select(0, (ends + 1).cumsum(0) - 1) + last.ls_1(seen)
+    return tower.ln_final(x + last.ls_2(last.mlp(last.ln_2(x))))
+
+def padded_text(
+    tower: nn.Module,  # causal
+    tokens: torch.Tensor,  # (B, L)
+) -> torch.Tensor:  # (B, width), after the last norm
+    "Captions of one length, for blocks of any kind."
+    length = tokens.shape[1]
+    x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
+    x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]))
+    return x[torch.arange(len(x), device=x.device), ends_of_text(tower, tokens)]
+
+
+# %% ../nbs/1_method/03_clip.ipynb #0e22f9d0
 def text_features(
     clip: nn.Module,
     tokens: torch.Tensor,  # (B, L)
     length: int | None = None,  # tokens to read, at least those of the longest caption; None: just these
 ) -> torch.Tensor:  # (B, d), L2-normalised
-    "Text features; a causal tower reads no further than the longest caption."
+    "Text features; a causal tower reads no further than each caption's end."
     tower = getattr(clip, "text", clip)
     if not is_causal(tower): return clip.encode_text(tokens, normalize=True)
-    length = length or trimmed_length(tokens)
-    tokens = tokens[:, :length]
-    x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
-    x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]))
-    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
-    eos = getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
-    x = open_clip.transformer.text_global_pool(x, tokens, pool, eos)
-    return F.normalize(x @ text_projection(clip), dim=-1)
+    tokens = tokens[:, :length or trimmed_length(tokens)]
+    read = packed_text if is_plain(tower.transformer) else padded_text
+    return F.normalize(read(tower, tokens) @ text_projection(clip), dim=-1)
 
 def image_features(
     clip: nn.Module,
@@ -312,6 +375,7 @@ def image_features(
 ) -> torch.Tensor:  # (B, d), L2-normalised
     "Image features."
     return clip.encode_image(images, normalize=True)
+
 
 # %% ../nbs/1_method/03_clip.ipynb #1d91cfd8
 def visual_projection(clip: nn.Module) -> torch.Tensor:

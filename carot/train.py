@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from accelerate.utils import gather_object
 from open_clip import SimpleTokenizer
 from safetensors.torch import load_file, save
 from torch import nn
+from torch.optim.adamw import adamw
 from torch.utils.data import DataLoader
 
 from .clip import load_clip, save_clip
@@ -36,10 +38,11 @@ from .methods.base import (Method, Objective, Stage, Start, benchmark_defaults, 
                                 linear_head, settings_of)
 
 # %% auto #0
-__all__ = ['learning_rate', 'count_steps', 'plan_steps', 'whole_gradients', 'train_step', 'check_finite', 'recall_skipped',
-           'note_skipped', 'gather_indices', 'make_cut', 'what_matters', 'remember_tokens', 'Loop', 'go_on',
-           'make_loader', 'prepare_step', 'make_step', 'record_step', 'save_if_due', 'train_stage', 'FineTuned',
-           'load_finetuned', 'CachedFeatures', 'compute_inputs', 'result_of', 'train_stages', 'untrained', 'fine_tune']
+__all__ = ['learning_rate', 'count_steps', 'plan_steps', 'WordAdamW', 'make_optimizer', 'word_gradients', 'whole_gradients',
+           'train_step', 'check_finite', 'recall_skipped', 'note_skipped', 'gather_indices', 'make_cut', 'what_matters',
+           'remember_tokens', 'Loop', 'go_on', 'make_loader', 'prepare_step', 'make_step', 'record_step', 'save_if_due',
+           'train_stage', 'FineTuned', 'load_finetuned', 'CachedFeatures', 'compute_inputs', 'result_of',
+           'train_stages', 'untrained', 'fine_tune']
 
 # %% ../nbs/1_method/06_train.ipynb #c85ac2fa
 def learning_rate(
@@ -83,6 +86,68 @@ def plan_steps(
                                             f"the last batch of an epoch ({n} images in batches of {size})")
     return total
 
+# %% ../nbs/1_method/06_train.ipynb #394f53a3
+class WordAdamW(torch.optim.AdamW):
+    "AdamW that takes sparse gradients of word embeddings: a row that no text has read yet has nothing but its decay."
+    def __init__(self, parameters: Iterable[nn.Parameter], **words: Any):
+        super().__init__(parameters, **words)
+        self.read: dict[nn.Parameter, torch.Tensor] = {}  # rows that have moments
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.grad.is_sparse: self.move_rows(p, group)
+                elif p.grad is not None: self.read.pop(p, None)
+        return super().step(closure)
+
+    def load_state_dict(self, state_dict):
+        self.read.clear()
+        super().load_state_dict(state_dict)
+
+    @torch.no_grad()
+    def move_rows(self, p: nn.Parameter, group: dict[str, Any]) -> None:
+        "A step of an embedding (V, width), whose gradient is used up."
+        state, gradient, p.grad = self.state[p], p.grad.coalesce(), None
+        if not state: state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        tables = [p, state["exp_avg"], state["exp_avg_sq"]]
+        if p not in self.read: self.read[p] = tables[1].any(1) | tables[2].any(1)
+        read, new, values = self.read[p], gradient.indices()[0], gradient.values()
+        read[new] = True
+        rows = read.nonzero()[:, 0]
+        full = values.new_zeros(len(rows), p.shape[1]).index_copy(0, torch.searchsorted(rows, new), values)
+        if group["weight_decay"]: p.mul_(1 - group["lr"] * group["weight_decay"])
+        parts = [table.index_select(0, rows) for table in tables]
+        adamw(*[[part] for part in (parts[0], full, *parts[1:])], [], [state["step"]], fused=True, amsgrad=False,
+              beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=0.0, eps=group["eps"],
+              maximize=False)
+        for table, part in zip(tables, parts): table.index_copy_(0, rows, part)
+
+
+# %% ../nbs/1_method/06_train.ipynb #df497c1b
+def make_optimizer(
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    weight_decay: float,
+    device: torch.device,
+) -> WordAdamW:
+    "The optimizer of every method."
+    return WordAdamW(parameters, lr=lr, weight_decay=weight_decay, fused=device.type != "mps")
+
+@contextmanager
+def word_gradients(
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+) -> Iterator[None]:
+    "Inside, the text tower's embedding has a gradient for the rows read, if that is worth it and the optimizer can."
+    words = getattr(getattr(objective.clip, "text", objective.clip), "token_embedding", None)
+    able = isinstance(getattr(optimizer, "optimizer", optimizer), WordAdamW) and not objective.clip_norm
+    sparse = able and isinstance(words, nn.Embedding) and words.weight.device.type == "cpu"
+    if sparse: words.sparse = True
+    try: yield
+    finally:
+        if sparse: words.sparse = False
+
+
 # %% ../nbs/1_method/06_train.ipynb #ea8e3f49
 def whole_gradients(
     objective: Objective,
@@ -115,10 +180,11 @@ def train_step(
     "One optimizer step."
     n, cut = len(batch[0]), cut or Cut()
     objective.before_step(step)
-    if cut.is_whole(n): values = whole_gradients(objective, accelerator, batch, step, check)
-    else:
-        values = backward_in_parts(objective, accelerator, batch, size or n, cut, step)
-        check(values)
+    with word_gradients(objective, optimizer):
+        if cut.is_whole(n): values = whole_gradients(objective, accelerator, batch, step, check)
+        else:
+            values = backward_in_parts(objective, accelerator, batch, size or n, cut, step)
+            check(values)
     if objective.clip_norm: accelerator.clip_grad_norm_(objective.trained(), objective.clip_norm)
     optimizer.step()
     optimizer.zero_grad()
@@ -237,9 +303,8 @@ class Loop:
         self.objective, self.lr = stage.objective, settings.lr if stage.lr is None else stage.lr
         self.per_epoch = -(-len(captioned) // settings.batch_size)
         self.total = settings.epochs * self.per_epoch
-        self.optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(
-            self.objective.trained(), lr=self.lr, weight_decay=settings.weight_decay,
-            fused=accelerator.device.type != "mps"))
+        self.optimizer = accelerator.prepare_optimizer(
+            make_optimizer(self.objective.trained(), self.lr, settings.weight_decay, accelerator.device))
         self.cut = make_cut(self.objective, captioned, tokenizer, accelerator, settings)
         stage.micro_batch_size = self.cut.micro_batch_size
         self.rhythm = Rhythm(settings.checkpoint_every, settings.checkpoint_minutes)

@@ -22,7 +22,7 @@ from carot.clip import load_clip
 from carot.engine.devices import hardware, make_accelerator
 from carot.engine.large_batches import Cut
 from carot.methods.carot import CaRot, CaRotSettings
-from carot.train import train_step
+from carot.train import make_optimizer, train_step
 
 COLUMNS = ["model", "batch_size", "setting", "peak_MB", "ms_per_pair", "relative_time", "device", "precision",
            "hardware"]
@@ -43,8 +43,7 @@ def steps(asked):
     clip, _, _, tokenizer = load_clip(asked.model, None if asked.model == "glyphs" else "random")
     clip.to(accelerator.device).train()
     objective, cuda = CaRot(clip, CaRotSettings(), 1000), accelerator.device.type == "cuda"
-    optimizer = accelerator.prepare_optimizer(
-        torch.optim.AdamW(objective.trained(), lr=1e-6, weight_decay=0.1, fused=cuda))
+    optimizer = accelerator.prepare_optimizer(make_optimizer(objective.trained(), 1e-6, 0.1, accelerator.device))
     batch = make_batch(asked, clip.visual.preprocess_cfg["size"], tokenizer, accelerator.device)
 
     def step(cut=Cut(), layers=False):  # noqa: B008

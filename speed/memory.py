@@ -9,7 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def storages(tree): return [x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
+def storages(tree):
+    "Of all tensors in it; a sparse one is made of others, which were seen when they were made."
+    return [x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, torch.Tensor) and x.layout == torch.strided]
 
 
 class LiveBytes(TorchDispatchMode):

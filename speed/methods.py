@@ -24,13 +24,13 @@ import torch.nn.functional as F
 import torchvision
 from train_step import in_place, make_batches, write_table
 
-from carot.clip import load_clip, text_features, text_projection, visual_projection, zero_shot_head
+from carot.clip import load_clip, padded_text, text_projection, visual_projection, zero_shot_head
 from carot.data import load_benchmark
 from carot.engine.devices import hardware, make_accelerator
 from carot.methods.base import Start, find_method, settings_of
 from carot.methods.lipsum import random_texts
 from carot.teachers import kernel_weight
-from carot.train import train_step
+from carot.train import make_optimizer, train_step
 
 COLUMNS = ["model", "method", "batch_size", "ours_pairs_per_s", "public_pairs_per_s", "ratio", "device", "precision",
            "hardware"]
@@ -117,7 +117,10 @@ class PublicLipsum(Public):
     def loss(self, images, tokens, labels):
         s = self.settings
         texts = random_texts(s.seed, self.step, s.lipsum_texts, s.lipsum_length, self.special).to(images.device)
-        with torch.no_grad(): t, f_0 = text_features(self.initial, texts), self.initial.encode_image(images, True)
+        with torch.no_grad():
+            tower = getattr(self.initial, "text", self.initial)
+            t = F.normalize(padded_text(tower, texts) @ text_projection(self.initial), dim=1)
+            f_0 = self.initial.encode_image(images, normalize=True)
         f = self.clip.encode_image(images, normalize=True)
         moved = (self.scale * f @ t.T - self.scale * f_0 @ t.T) ** 2
         return F.cross_entropy(self.scale * f @ self.weight.T, labels) + (moved.mean(1) / 2).mean()
@@ -190,8 +193,8 @@ class Ours:
         *_, stage = find_method(name).stages(own)
         self.objective, self.accelerator, self.step = stage.objective, accelerator, 0
         self.objective.train()
-        self.optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(
-            self.objective.trained(), lr=start.settings.lr, weight_decay=start.settings.weight_decay, fused=True))
+        self.optimizer = accelerator.prepare_optimizer(make_optimizer(
+            self.objective.trained(), start.settings.lr, start.settings.weight_decay, accelerator.device))
 
     def __call__(self, images, tokens, labels):
         needs = self.objective.needs  # the public codes, too, distil in the step that is their first here

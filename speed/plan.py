@@ -60,6 +60,7 @@ def fake():
         for module in ("carot.clip", "carot.engine.large_batches"):
             instead(sys.modules[module], "trimmed_length", lambda tokens: tokens.shape[1])
         instead(sys.modules["carot.clip"], "is_causal", lambda tower: True)
+        instead(sys.modules["carot.clip"], "places_up_to", lambda ends, length: torch.arange(len(ends) * length))
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)  # one operation, which no counter knows
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))

@@ -36,7 +36,7 @@ from carot.engine.devices import hardware, make_accelerator
 from carot.engine.large_batches import Cut
 from carot.losses import carot_loss, contrastive_logits, update_teacher
 from carot.methods.carot import CaRot, CaRotSettings
-from carot.train import train_step
+from carot.train import make_optimizer, train_step
 
 LEVERS = {  # on top of the reference, one at a time
     "bf16": {"precision": "bf16"}, "trimmed text": {"trim": True}, "fused AdamW": {"adamw": {"fused": True}},
@@ -128,7 +128,7 @@ class Ours:
         timetable = dict(teacher_update_every=TEACHER_EVERY, teacher_momentum_start=0.9, teacher_momentum_end=0.9)
         self.objective = CaRot(clip, CaRotSettings(**timetable), 10**9)
         self.optimizer = accelerator.prepare_optimizer(
-            torch.optim.AdamW(self.objective.trained(), **SETTINGS, fused=True))
+            make_optimizer(self.objective.trained(), *SETTINGS.values(), accelerator.device))
 
     def __call__(self, images, tokens):
         labels = torch.zeros(len(images), dtype=torch.long, device=images.device)

@@ -16,7 +16,10 @@ from carot.clip import (
     image_features,
     is_causal,
     load_clip,
+    is_plain,
     named_config,
+    packed_text,
+    padded_text,
     save_clip,
     text_features,
     text_projection,
@@ -93,6 +96,32 @@ def test_text_gradients_are_those_of_the_full_length(glyphs):
     clip.zero_grad()
     assert grads[0].keys() == grads[1].keys()
     for name in grads[0]: assert torch.allclose(grads[0][name], grads[1][name], atol=1e-6), name
+
+@pytest.mark.parametrize("text, plain", [({}, True), ({"ls_init_value": 0.5}, True), ({"layers": 1}, True),
+                                         ({"qk_norm": True}, False)], ids=str)
+def test_text_without_padding_is_text_with_it(text, plain):
+    "Features and gradients of captions of all lengths, in float64; blocks of another kind are left to open_clip."
+    torch.manual_seed(0)
+    config = json.loads(json.dumps(CUSTOM))
+    config["model_cfg"]["text_cfg"] |= text
+    clip, made = build_clip(config).double(), []
+    tokens = open_clip.get_tokenizer("RN50")(["", "a", "a sun", "a photo of a small moon", "a " * 100])
+    assert is_plain(clip.text.transformer) == plain
+    def whole(clip, tokens): return clip.encode_text(tokens, normalize=True)
+    for read in (packed_text, padded_text) if plain else (text_features, whole):
+        clip.zero_grad()
+        features = read(clip.text if plain else clip, tokens)
+        features.square().flatten().cumsum(0).sum().backward()
+        made.append([features, *(p.grad for p in clip.text.parameters() if p.grad is not None)])
+    assert len(made[0]) == len(made[1]) > 10
+    for one, other in zip(*made): assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
+
+def test_layers_that_are_computed_again_are_left_to_open_clip(glyphs):
+    clip, tokens = glyphs[0], glyphs[3](["a sun", "a photo of a moon"])
+    kept = text_features(clip, tokens)
+    clip.set_grad_checkpointing(True)
+    try: assert not is_plain(clip.transformer) and torch.allclose(text_features(clip, tokens), kept, atol=1e-6)
+    finally: clip.set_grad_checkpointing(False)
 
 def test_trimmed_length_counts_the_end_of_text(glyphs):
     tokens = glyphs[3](["a sun", "a photo of the sun"])

@@ -1,4 +1,5 @@
 """The loop: what is trained, what is saved, what survives a kill, what is refused."""
+import copy
 import csv
 import json
 import shutil
@@ -13,7 +14,8 @@ from carot.core import UserError
 from carot.engine.devices import make_accelerator
 from carot.evaluate import classifier, predict_sets
 from carot.methods.base import all_methods
-from carot.train import FineTuned, load_finetuned
+from carot.methods.carot import CaRot, CaRotSettings
+from carot.train import FineTuned, load_finetuned, make_optimizer, train_step
 from small_runs import SETTINGS, Killed, same, tiny_tokenizer, tune  # noqa: F401, a fixture
 
 @pytest.mark.parametrize("method", [name for name, method in all_methods().items() if not method.bases])
@@ -174,6 +176,43 @@ def test_precision_can_change_within_a_process():
 def test_bf16_trains(tiny_clip, tokenizer, toy):
     run = tune(tiny_clip, tokenizer, toy, "carot", precision="bf16")
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in run.student.parameters())
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_rows_of_words_move_as_adamw_moves_them(decay):
+    "Also behind a dense gradient, without a gradient, and from a state that was saved; unread rows only decay."
+    ends = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        words = torch.nn.Embedding(50, 4, sparse=sparse).double()
+        def fresh(words=words): return make_optimizer(words.parameters(), 0.1, decay, torch.device("cpu"))
+        before, optimizer = words.weight.detach().clone(), fresh()
+        for text in ([1, 1, 3], [2], None, [4, 49], "dense", [3], "reload", [2, 5]):
+            if text == "reload":
+                state, optimizer = copy.deepcopy(optimizer.state_dict()), fresh()
+                optimizer.load_state_dict(state)
+                continue
+            if text == "dense": words.weight[10:12].square().sum().backward()
+            elif text: words(torch.tensor(text)).sin().sum().backward()
+            optimizer.step()
+            assert words.weight.grad is None or not words.weight.grad.is_sparse
+            optimizer.zero_grad()
+        ends.append([words.weight.detach(), *optimizer.state[words.weight].values()])
+    for one, other in zip(*ends): assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(ends[1][0][20], before[20] * (1 - 0.1 * decay) ** 6) and ends[1][1] == 6
+
+def test_words_have_sparse_gradients_in_a_step_only(tiny_clip, tokenizer, toy, monkeypatch):
+    "And not where the device or the optimizer cannot use them."
+    clip, seen = copy.deepcopy(tiny_clip), []
+    objective = CaRot(clip, CaRotSettings(), 10)
+    optimizer = make_optimizer(objective.trained(), 1e-4, 0.1, torch.device("cpu"))
+    def move(p, group):
+        seen.append(p.grad.is_sparse)
+        p.grad = None
+    monkeypatch.setattr(optimizer, "move_rows", move)
+    batch = torch.randn(4, 3, 16, 16), tokenizer(["a", "a sun", "a moon", "a dog"]), torch.arange(4)
+    for given in (optimizer, torch.optim.AdamW(objective.trained())):
+        train_step(objective, given, make_accelerator("cpu"), batch, 0)
+        assert seen == [True] and not clip.token_embedding.sparse
 
 def test_state_is_json_and_weights_only(tiny_clip, tokenizer, toy, tmp_path):
     tune(tiny_clip, tokenizer, toy, "carot", out=tmp_path)

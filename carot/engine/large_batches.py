@@ -23,10 +23,10 @@ from ..losses import full_precision
 from ..methods.base import Objective
 
 # %% auto #0
-__all__ = ['compute_features', 'reads_text', 'known_needs', 'shares', 'Cut', 'ProcessBatches', 'learns', 'computed_again',
-           'in_slices', 'features_in_parts', 'check_batch_norm', 'gather_rows', 'sum_gradients', 'sum_values',
-           'pairwise_backward', 'samplewise_backward', 'backward_in_parts', 'largest_that_fits', 'longest_caption',
-           'SingleProcess', 'find_micro_batch', 'parse_micro_batch_size']
+__all__ = ['UNKEPT', 'compute_features', 'reads_text', 'known_needs', 'shares', 'Cut', 'ProcessBatches', 'learns',
+           'computed_again', 'in_slices', 'features_in_parts', 'check_batch_norm', 'gather_rows', 'sum_gradients',
+           'sum_values', 'pairwise_backward', 'samplewise_backward', 'backward_in_parts', 'largest_that_fits',
+           'longest_caption', 'SingleProcess', 'find_micro_batch', 'parse_micro_batch_size']
 
 # %% ../../nbs/3_engine/04_large_batches.ipynb #9d5aaa70
 def compute_features(
@@ -138,6 +138,8 @@ def in_slices(
     return {name: full_precision(torch.cat([rows[name] for rows in made])) for name in made[0]}
 
 # %% ../../nbs/3_engine/04_large_batches.ipynb #783a3fd5
+UNKEPT = 4  # times as many images at once where nothing is kept for a backward pass, which takes less memory still
+
 def features_in_parts(
     objective: Objective,
     needs: Sequence[str],
@@ -150,12 +152,13 @@ def features_in_parts(
     if not len(images):
         return dict.fromkeys(needs, images.new_zeros(0, text_projection(objective.clip).shape[1]))
     length = trimmed_length(tokens) if reads_text(needs) else None
-    n, features = micro_batch_size or len(images), {}
+    features = {}
     for own in (False, True):  # two passes, so that nothing without gradient is computed again
         names = [need for need in needs if learns(objective, need) == own]
         def compute(images, tokens, names=names):
             with accelerator.autocast(): return compute_features(objective, names, images, tokens, length)
         if not names: continue
+        n = (micro_batch_size or len(images)) * (1 if own else UNKEPT)
         with torch.set_grad_enabled(torch.is_grad_enabled() and own):
             features |= in_slices(compute, images, tokens, n)
     return {need: features[need] for need in needs}
@@ -194,7 +197,7 @@ def sum_gradients(
     parameters = [p for p, n in zip(parameters, users) if n]
     for dtype in {p.dtype for p in parameters}:
         some = [p for p in parameters if p.dtype == dtype]
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in some])
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad.to_dense()).flatten() for p in some])
         totals = accelerator.reduce(flat, "sum").split([p.numel() for p in some])
         for p, total in zip(some, totals): p.grad = total.view_as(p)
 
