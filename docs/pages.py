@@ -66,7 +66,7 @@ def own_results(method: Method) -> str:
         results = results[results.method == method.name].assign(setting="")
         if results.empty: continue
         for metric in map(find_metric, ("accuracy", "ece")):
-            shown = cells(table(results, metric), metric, bold=False)
+            shown = cells(table(results, metric), metric, bold=False).loc[[method.name]]  # of it alone
             parts.append(f"{plain(metric.label)} on [{name}](../results/{name}.ipynb), mean over "
                          f"{results.seed.nunique()} seed(s):\n\n{markdown(shown.reset_index(drop=True))}")
     return "\n\n".join(parts) or "No run of it is kept in git.\n"
