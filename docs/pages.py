@@ -67,8 +67,9 @@ def own_results(method: Method) -> str:
         if results.empty: continue
         for metric in map(find_metric, ("accuracy", "ece")):
             shown = cells(table(results, metric), metric, bold=False).loc[[method.name]]  # of it alone
-            parts.append(f"{plain(metric.label)} on [{name}](../results/{name}.ipynb), mean over "
-                         f"{results.seed.nunique()} seed(s):\n\n{markdown(shown.reset_index(drop=True))}")
+            seeds = f"mean over {n} seeds" if (n := results.seed.nunique()) > 1 else "one run"
+            parts.append(f"{plain(metric.label)} on [{name}](../results/{name}.ipynb), {seeds}:\n\n"
+                         f"{markdown(shown.reset_index(drop=True))}")
     return "\n\n".join(parts) or "No run of it is kept in git.\n"
 
 
