@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +19,8 @@ import psutil
 from ..core import digest
 
 # %% auto #0
-__all__ = ['WORK', 'this_machine', 'work_name', 'is_running', 'is_over', 'sweep_work', 'work_folder']
+__all__ = ['WORK', 'this_machine', 'work_name', 'has_room', 'link_of', 'is_linked', 'with_room', 'discard', 'is_running',
+           'is_over', 'sweep_work', 'work_folder']
 
 # %% ../../nbs/3_engine/06_work.ipynb #06000004
 WORK = ".work"
@@ -31,6 +33,37 @@ def this_machine() -> str:
 def work_name() -> str:
     "The name of this process's folder."
     return f"{this_machine()}-{os.getpid()}-{psutil.Process().create_time():.0f}"
+
+# %% ../../nbs/3_engine/06_work.ipynb #fbdf8d04
+def has_room(folder: Path) -> bool:
+    "Whether the names of sockets in it are not too long."
+    return len(os.fsencode(folder/"pymp-12345678"/"listener-12345678")) <= 107
+
+def link_of(folder: Path) -> Path:
+    "Where the link to a work folder lies, if there is one."
+    return Path(tempfile.gettempdir())/f"carot-{folder.name}"
+
+def is_linked(
+    folder: Path,  # absolute
+) -> bool:
+    "Whether there is one, and it is no stranger's."
+    return link_of(folder).is_symlink() and os.readlink(link_of(folder)) == str(folder)
+
+def with_room(
+    folder: Path,  # a work folder, absolute
+) -> Path | None:
+    "The folder by a name that leaves room for sockets: its own, or a new link's; None if neither does."
+    if has_room(folder): return folder
+    with suppress(OSError): link_of(folder).symlink_to(folder)
+    return link_of(folder) if has_room(link_of(folder)) and is_linked(folder) else None
+
+def discard(
+    folder: Path,  # a work folder, absolute
+) -> None:
+    "Deletes it and the link to it."
+    with suppress(OSError):
+        if is_linked(folder): link_of(folder).unlink()
+    rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/3_engine/06_work.ipynb #06000007
 def is_running(
@@ -57,7 +90,7 @@ def sweep_work(
     "Deletes what killed processes have left there."
     if not (place/WORK).is_dir(): return
     for folder in (place/WORK).iterdir():
-        if is_over(folder): rmtree(folder, ignore_errors=True)
+        if is_over(folder): discard(folder.absolute())
     with suppress(OSError): (place/WORK).rmdir()  # not while there is something in it
 
 # %% ../../nbs/3_engine/06_work.ipynb #06000008
@@ -75,6 +108,6 @@ def work_folder(
         else: break
     try: yield folder
     finally:
-        rmtree(folder, ignore_errors=True)
+        discard(folder)
         with suppress(OSError):
             for path in (folder.parent, *fresh): path.rmdir()

@@ -22,7 +22,7 @@ from ..engine.log import WARNING
 from ..engine.processes import hold_signals
 from ..engine.signals import Stopped, StopSignals
 from ..engine.warm import is_warm, popen
-from ..engine.work import WORK, sweep_work, work_folder
+from ..engine.work import WORK, sweep_work, with_room, work_folder
 from .errors import NotebookFailed, mendable_in_words
 from .records import HELD, check_same, left_to_do, lock, sweep_leftovers, unlock
 from .settings import Resolved, asked, notebook_path, resolve
@@ -112,8 +112,9 @@ def kernel_environment(
 ) -> dict[str, str]:
     "Variables for a kernel."
     progress = os.environ.get("TQDM_MININTERVAL", "5")  # seconds: enough for the bars of an executed notebook
-    fits = len(os.fsencode(folder/"pymp-12345678"/"listener-12345678")) <= 107
-    return {"CAROT_PARENT": str(os.getpid()), "TQDM_MININTERVAL": progress, **({"TMPDIR": str(folder)} if fits else {})}
+    temporary = with_room(folder)
+    return {"CAROT_PARENT": str(os.getpid()), "TQDM_MININTERVAL": progress,
+            **({"TMPDIR": str(temporary)} if temporary else {})}
 
 def kernel_manager(
     folder: Path,  # for temporary files
