@@ -198,6 +198,7 @@ class Warm:
         self.process.kill()
         self.process.wait()
 
+# %% ../../nbs/3_engine/08_warm.ipynb #74549d97
 @contextmanager
 def warm_start(
     modules: Sequence[str],  # to be imported
@@ -228,6 +229,7 @@ def ask(
     finally: os.close(theirs)
     return Forked(words, status)
 
+# %% ../../nbs/3_engine/08_warm.ipynb #6ac3a816
 def popen(
     words: Sequence[str],  # code, which begins with `begin()`, and what follows it in `sys.argv`
     environment: Mapping[str, str],

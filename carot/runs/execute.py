@@ -116,6 +116,7 @@ def kernel_environment(
     return {"CAROT_PARENT": str(os.getpid()), "TQDM_MININTERVAL": progress,
             **({"TMPDIR": str(temporary)} if temporary else {})}
 
+# %% ../../nbs/4_runs/02_execute.ipynb #9b2ce71d
 def kernel_manager(
     folder: Path,  # for temporary files
 ) -> Any:  # a class

@@ -417,6 +417,7 @@ def all_runs(
     runs = [read_run(path, *starts, look=look) for path in run_folders(out, benchmark)]
     return sorted(runs, key=lambda run: (run.method.order, run.method.name, run.setting, run.seed))
 
+# %% ../../nbs/4_runs/01_records.ipynb #c8b23803
 def find_runs(
     out: str | Path,  # folder of all results
     benchmark: str,
