@@ -480,7 +480,8 @@ def coefficient_runs(
 ) -> dict[tuple[float, float], list[RunFiles]]:  # (OC, SD) -> complete runs
     "A method's runs by the two coefficients."
     def rest(setting): return {k: v for k, v in as_settings(setting).items() if k not in COEFFICIENTS}
-    every, found = every or all_runs(out, benchmark, look=False), {}
+    found = {}
+    if every is None: every = all_runs(out, benchmark, look=False)
     asked = [read_run(run.path) for run in every if run.method.reference == method
              and (seeds is None or run.seed in seeds) and rest(run.setting) == rest(select)]
     try: runs = comparable(asked, benchmark)
