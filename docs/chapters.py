@@ -1,6 +1,5 @@
 """Notebooks as pages: directives out, imports folded, a link to the module, pictures with their text and caption."""
 import ast
-import csv
 import re
 from functools import cache
 from pathlib import Path
@@ -12,7 +11,8 @@ from docs.sources import ROOT, Sources, relative, with_links
 PARTS = {"1_method": "The method", "2_benchmarks": "Benchmarks", "3_engine": "The engine", "4_runs": "Runs",
          "5_analysis": "Analysis", "6_use": "Use"}  # folders of nbs/, as parts of the book
 RESULTS = ROOT/"expt_logs"/"reference"
-RECIPES = ["own_images", "reliability", "small_card", "eight_cards", "sweep", "cluster", "add_method", "public_code"]
+RECIPES = ["own_images", "reliability", "imagenet", "small_card", "eight_cards", "sweep", "cluster", "add_method",
+           "public_code"]
 OTHERS = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "SECURITY.md": "security.md"}
 PROGRESS = re.compile(r"\d+%\|.*|\r")
 
@@ -77,13 +77,6 @@ def listed(value) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])
 
 
-@cache
-def texts_beside() -> dict[str, dict]:
-    "Texts of pictures, by cell, of chapters that do not have them in their metadata yet."
-    with open(ROOT/"docs"/"pictures.tsv", encoding="utf-8", newline="") as file:
-        return {row["cell"]: row for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
-
-
 def tidy(output):
     "A table whose corner is no heading, for those who have it read out."
     data = output.get("data", {})
@@ -96,8 +89,7 @@ def code_cells(cell) -> list:
     found, source = directives(cell.source), re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip()
     if set(found) & {"default_exp", "hide"}: return []
     outputs = [tidy(output) for output in cell.outputs if not is_progress(output)]
-    said = dict(texts_beside().get(cell.id, {})) | cell.metadata
-    texts, captions = listed(said.get("alt")), listed(said.get("caption"))
+    texts, captions = listed(cell.metadata.get("alt")), listed(cell.metadata.get("caption"))
     tags, made, rest = [], [], outputs
     if only_imports(source): tags.append("hide-input")
     while True:
@@ -150,7 +142,7 @@ def contents() -> str:
              "How do I …": [f"recipes/{name}.md" for name in RECIPES],
              **{title: under(folder) for folder, title in PARTS.items()},
              "Notebooks that run": under("runs"),
-             "Results": ["methods/index.md", *reports().values()],
+             "Results": ["results.ipynb", "methods/index.md", *reports().values()],
              "Reference": ["commands.md", "api/index.md", *OTHERS.values()]}
     return "\n\n".join(tree(title, names) for title, names in parts.items())
 
