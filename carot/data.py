@@ -77,7 +77,7 @@ class Benchmark:
     val: Images  # ID validation, same form: the only set on which anything is chosen or fitted
     eval: dict[str, EvalSet]  # evaluation sets by name, in report order
     note: str = ""  # what a reader of its results must know; printed in the report
-    spec: BenchmarkSpec | None = None  # what was known of it before it was loaded
+    spec: "BenchmarkSpec | None" = None  # what was known of it before it was loaded
     transform: Callable | None = None  # what `load_benchmark` was given for evaluation images
     train_transform: Callable | None = None  # and for training images
     loaded: Images | None = None  # `train` as it was loaded

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils import data as loading
 
-    from carot import clip as towers
+    from carot import clip as towers, train
     from carot.engine import large_batches
-    from carot.train import FineTuned
 else:
-    torch, F, loading = lazy("torch"), lazy("torch.nn.functional"), lazy("torch.utils.data")
+    torch, nn, loading = lazy("torch"), lazy("torch.nn"), lazy("torch.utils.data")
+    F = lazy("torch.nn.functional")
     pd, others, stored = lazy("pandas"), lazy("accelerate.utils"), lazy("safetensors.torch")
-    towers, large_batches = lazy("carot.clip"), lazy("carot.engine.large_batches")
+    towers, train, large_batches = lazy("carot.clip"), lazy("carot.train"), lazy("carot.engine.large_batches")
 
 # %% ../nbs/1_method/08_evaluate.ipynb #8846e3c3
 @dataclass
@@ -60,7 +60,7 @@ class Classifier:
 
 # %% ../nbs/1_method/08_evaluate.ipynb #d82b9928
 def classifier(
-    trained: FineTuned,
+    trained: train.FineTuned,
     tokenizer: Callable,
     benchmark: Benchmark,  # its class names and templates make the zero-shot head
 ) -> Classifier:

@@ -54,7 +54,7 @@ class Flag:
     kind: str = ""  # unnecessary, or not supported, where there is no setting
     why: str = ""
     takes: type = str  # str, int, float; bool: nothing, it is a switch; list: any number of words
-    convert: Callable[[Any, Public], Answer] | None = None  # where the value does not just become the setting's
+    convert: Callable[[Any, "Public"], Answer] | None = None  # where the value does not just become the setting's
     codes: str = "FLYP CaRot reproduction TRACER"  # that have it
 
     @property
@@ -62,7 +62,7 @@ class Flag:
         "same, renamed, unnecessary or not supported."
         return self.kind or ("same" if spelt(self.setting) == self.name else "renamed")
 
-    def answer(self, value: Any, public: Public) -> Answer:
+    def answer(self, value: Any, public: "Public") -> Answer:
         "What becomes of a value."
         if self.convert: return self.convert(value, public)
         return Answer({self.setting: value} if self.setting else {})

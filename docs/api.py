@@ -67,6 +67,12 @@ def plain(text: str) -> str:
     return "".join(part if part.startswith("`") else re.sub(r"([*_<$|\[\]\\])", r"\\\1", part) for part in parts)
 
 
+def type_of(annotation: ast.expr) -> str:
+    "A type as it is written, without the quotes of one that is defined later."
+    text = ast.unparse(annotation)
+    return text if "Literal" in text else text.replace("'", "")
+
+
 def doc(node: ast.AST) -> str:
     "A docstring as Markdown."
     return plain(ast.get_docstring(node) or "")
@@ -85,7 +91,7 @@ def parameters(module: Module, node: ast.FunctionDef) -> list[tuple[str, str, st
         alone = lines.count(a.lineno) == 1 and a.lineno != node.lineno
         said = module.comments.get(values.get(a.arg, a).end_lineno, "") if alone else ""
         stars = "**" if a is args.kwarg else "*" if a is args.vararg else ""
-        found.append((stars + a.arg, ast.unparse(a.annotation) if a.annotation else "", said))
+        found.append((stars + a.arg, type_of(a.annotation) if a.annotation else "", said))
     return found
 
 
@@ -153,7 +159,7 @@ def klass(module: Module, node: ast.ClassDef, name: str) -> str:
     for inner in node.body:
         if isinstance(inner, ast.AnnAssign) and isinstance(inner.target, ast.Name):
             said = module.comments.get(inner.end_lineno, "") or help_of(inner)
-            options = (f":type: {ast.unparse(inner.annotation)}",)
+            options = (f":type: {type_of(inner.annotation)}",)
             body.append(directive("attribute", inner.target.id, [plain(said)], options))
         elif isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_") and ast.get_docstring(inner):
             body.append(function(module, inner, inner.name, "method"))

@@ -30,7 +30,6 @@ __all__ = ['SHOWN', 'counted', 'means_by', 'by_severity', 'by_corruption', 'corr
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib import figure as drawing
-    from matplotlib.figure import Figure
 else: pd, drawing = lazy("pandas"), lazy("matplotlib.figure")
 
 # %% ../../nbs/5_analysis/09_corruption_tables.ipynb #85d3a5f6
@@ -170,7 +169,7 @@ def draw_severities(
 def severity_picture(
     results: pd.DataFrame,
     metrics: Sequence[Metric] = (METRICS["accuracy"], METRICS["ece"]),
-) -> Figure:
+) -> drawing.Figure:
     "Severity, from 0 for clean images, against metrics; means over corruptions."
     figure = drawing.Figure(figsize=(4.6 * len(metrics), 3.6), layout="constrained")
     for ax, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):

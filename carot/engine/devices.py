@@ -24,7 +24,7 @@ __all__ = ['KINDS', 'device_choices', 'check_device', 'is_main_process', 'is_one
 if TYPE_CHECKING:
     import accelerate
     import torch
-    from accelerate import Accelerator, state
+    from accelerate import state
 else: torch, accelerate, state = lazy("torch"), lazy("accelerate"), lazy("accelerate.state")
 
 # %% ../../nbs/3_engine/00_devices.ipynb #8b3160db
@@ -76,7 +76,7 @@ def make_accelerator(
     precision: str = "auto",  # "auto", "fp32", "bf16", "fp16"
     report_to: str | None = None,  # "tensorboard", "wandb", "mlflow"
     out: Path | None = None,  # where a tracker puts its files
-) -> Accelerator:
+) -> accelerate.Accelerator:
     "An accelerator for one device a process. Raises `UserError` for what the machine has not or cannot."
     check_device(device)
     kind, _, index = device.partition(":")

@@ -36,7 +36,7 @@ def ignore_stops() -> None:
     for number in STOPS: signal.signal(number, signal.SIG_IGN)
 
 def end_if_stopped(
-    lost: sys.UnraisableHookArgs,  # what Python tells of an exception that nobody can catch
+    lost: "sys.UnraisableHookArgs",  # what Python tells of an exception that nobody can catch
     usual: Callable = sys.unraisablehook,
 ) -> None:
     "Ends the process if what was lost is the wish to end it."
