@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from carot import clip as towers, losses
 else:
-    torch, F = lazy("torch"), lazy("torch.nn.functional")
+    torch, nn, F = lazy("torch"), lazy("torch.nn"), lazy("torch.nn.functional")
     losses, towers = lazy("carot.losses"), lazy("carot.clip")
 
 # %% ../../nbs/1_method/methods/06_carft.ipynb #eacf07c1

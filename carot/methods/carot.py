@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from carot import clip as towers, losses
-else: losses, towers = lazy("carot.losses"), lazy("carot.clip")
+else: nn, losses, towers = lazy("torch.nn"), lazy("carot.losses"), lazy("carot.clip")
 
 # %% ../../nbs/1_method/methods/04_carot.ipynb #374dc458
 @dataclass

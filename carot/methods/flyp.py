@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from carot import clip as clips, losses
-else: clips, losses = lazy("carot.clip"), lazy("carot.losses")
+else: nn, clips, losses = lazy("torch.nn"), lazy("carot.clip"), lazy("carot.losses")
 
 # %% ../../nbs/1_method/methods/03_flyp.ipynb #a15208a8
 @dataclass

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from carot import clip as towers
-else: torch, towers = lazy("torch"), lazy("carot.clip")
+else: torch, nn, towers = lazy("torch"), lazy("torch.nn"), lazy("carot.clip")
 
 # %% ../../nbs/1_method/methods/07_l2sp.ipynb #b0748beb
 def squared_distance(

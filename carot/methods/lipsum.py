@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from carot import clip as towers, losses
 else:
-    torch, F = lazy("torch"), lazy("torch.nn.functional")
+    torch, nn, F = lazy("torch"), lazy("torch.nn"), lazy("torch.nn.functional")
     losses, towers = lazy("carot.losses"), lazy("carot.clip")
 
 # %% ../../nbs/1_method/methods/05_lipsum.ipynb #cf107107

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from torch.nn import functional as F
 
     from carot import losses
-else: torch, F, losses = lazy("torch"), lazy("torch.nn.functional"), lazy("carot.losses")
+else:
+    torch, F, losses = lazy("torch"), lazy("torch.nn.functional"), lazy("carot.losses")
+    nn = lazy("torch.nn")  # named in what it inherits
 
 # %% ../../nbs/1_method/methods/09_tracer.ipynb #19adc24d
 def feature_distillation(
