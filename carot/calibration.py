@@ -21,16 +21,16 @@ import numpy as np
 from .core import UserError, load_object, unknown
 
 # %% auto #0
-__all__ = ['METRICS', 'T_MIN', 'T_MAX', 'MIN_IMAGES', 'MIN_EACH', 'to_numpy', 'row_parts', 'check_finite', 'as_matrix',
-           'check_matrix', 'check_labels', 'checked_once', 'once', 'sums_and_minimum', 'check_probs', 'check_count',
-           'softmax', 'top_label', 'accuracy', 'confidence', 'mean_f1', 'macro_f1', 'log_losses', 'squared_errors',
-           'nll', 'brier_score', 'bin_index', 'binned_error', 'ece', 'batched_ece', 'by_confidence', 'equal_mass_error',
-           'adaptive_ece', 'class_bin_sums', 'classwise_ece', 'rank_auroc', 'auroc', 'risk_coverage', 'aurc', 'Shown',
-           'Metric', 'gaps_by_bin', 'top_columns', 'class_columns', 'find_metric', 'find_metrics',
-           'reliability_diagram', 'nll_slope', 'newton', 'nll_temperature', 'NoTemperature', 'too_few', 'fit_within',
-           'fit_temperature', 'temperature_and_reason', 'ece_at', 'ece_temperature', 'fit_temperature_ece',
-           'resample_rows', 'resample_counts', 'metric_and_options', 'drawn', 'drawn_columns', 'column_means',
-           'from_means', 'resampled', 'bootstrap_values', 'percentile_interval', 'bootstrap']
+__all__ = ['METRICS', 'FULL_INK', 'T_MIN', 'T_MAX', 'MIN_IMAGES', 'MIN_EACH', 'to_numpy', 'row_parts', 'check_finite',
+           'as_matrix', 'check_matrix', 'check_labels', 'checked_once', 'once', 'sums_and_minimum', 'check_probs',
+           'check_count', 'softmax', 'top_label', 'accuracy', 'confidence', 'mean_f1', 'macro_f1', 'log_losses',
+           'squared_errors', 'nll', 'brier_score', 'bin_index', 'binned_error', 'ece', 'batched_ece', 'by_confidence',
+           'equal_mass_error', 'adaptive_ece', 'class_bin_sums', 'classwise_ece', 'rank_auroc', 'auroc',
+           'risk_coverage', 'aurc', 'Shown', 'Metric', 'gaps_by_bin', 'top_columns', 'class_columns', 'find_metric',
+           'find_metrics', 'faded', 'reliability_diagram', 'nll_slope', 'newton', 'nll_temperature', 'NoTemperature',
+           'too_few', 'fit_within', 'fit_temperature', 'temperature_and_reason', 'ece_at', 'ece_temperature',
+           'fit_temperature_ece', 'resample_rows', 'resample_counts', 'metric_and_options', 'drawn', 'drawn_columns',
+           'column_means', 'from_means', 'resampled', 'bootstrap_values', 'percentile_interval', 'bootstrap']
 
 # %% ../nbs/1_method/07_calibration.ipynb #ba9e0915
 def to_numpy(
@@ -528,6 +528,15 @@ def find_metrics(
     return found
 
 # %% ../nbs/1_method/07_calibration.ipynb #3ef295b9
+FULL_INK = 30  # samples from which a bin is drawn in full: its accuracy then has a standard error of 9 points at most
+
+def faded(
+    colour: str,  # "#RRGGBB"
+    ink: np.ndarray,  # (N,), 0 to 1
+) -> list[str]:  # N colours
+    "A colour, more or less transparent."
+    return [f"{colour}{round(255 * part):02x}" for part in ink]
+
 def reliability_diagram(
     probs: Any,  # (N, C)
     labels: Any,  # (N,)
@@ -544,15 +553,16 @@ def reliability_diagram(
     filled = np.flatnonzero(share)
     acc, conf = hits[filled] / share[filled], claims[filled] / share[filled]
     over, bar = conf > acc, dict(width=1 / n_bins, align="edge", linewidth=0.5)
-    ax.bar(filled / n_bins, acc, color="#56B4E9", edgecolor="white", **bar)
+    ink = np.clip(share[filled] * len(bins) / FULL_INK, 0.15, 1)  # of few samples: faint
+    ax.bar(filled / n_bins, acc, color=faded("#56B4E9", ink), edgecolor="white", **bar)
     for which, colour, hatch in [(over, "#D55E00", "////"), (~over, "#00457C", "\\\\\\\\")]:
-        ax.bar(filled[which] / n_bins, (conf - acc)[which], bottom=acc[which], color=colour + "40", edgecolor=colour,
-               hatch=hatch, **bar)
+        ax.bar(filled[which] / n_bins, (conf - acc)[which], bottom=acc[which], color=faded(colour, ink[which] / 4),
+               edgecolor=faded(colour, ink[which]), hatch=hatch, **bar)
     ax.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--")
     ticks = dict(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
     ax.set(xlabel="confidence", ylabel="accuracy", aspect="equal", **ticks)
     error = binned_error(confidences, correct, n_bins)
-    ax.text(0.04, 0.96, f"ECE {error:.1%}\naccuracy {correct.mean():.1%}", fontsize=8, va="top", transform=ax.transAxes,
+    ax.text(0.04, 0.96, f"ECE {error:.3f}\naccuracy {correct.mean():.1%}", fontsize=8, va="top", transform=ax.transAxes,
             bbox=dict(facecolor="white", alpha=0.9, linewidth=0, pad=1.5))
     strip = ax.inset_axes([0, 1.03, 1, 0.2])
     strip.bar(filled / n_bins, share[filled], color="0.6", edgecolor="white", **bar)

@@ -1,11 +1,15 @@
 """Notebooks as pages: directives out, imports folded, a link to the module, pictures with their text and caption."""
 import ast
+import base64
+import io
 import re
 from functools import cache
 from pathlib import Path
 
 import nbformat
+from PIL import Image
 
+from carot.analysis.figures import DPI
 from docs.sources import ROOT, Sources, relative, with_links
 
 PARTS = {"1_method": "The method", "2_benchmarks": "Benchmarks", "3_engine": "The engine", "4_runs": "Runs",
@@ -67,6 +71,14 @@ def is_picture(output) -> bool:
     return bool(kinds & {"image/png", "image/jpeg", "image/svg+xml"}) and not kinds & {"text/html"}
 
 
+def size_of(output) -> dict[str, str]:
+    "How wide a picture of more pixels than usual is shown."
+    if not (content := output.data.get("image/png")): return {}
+    picture = Image.open(io.BytesIO(base64.b64decode(content)))
+    dense = round(picture.info.get("dpi", (DPI,))[0] / DPI)
+    return {"width": f"{picture.width // dense}px"} if dense > 1 else {}
+
+
 def is_progress(output) -> bool:
     "Whether an output is a bar of progress."
     return output.output_type == "stream" and output.name == "stderr" and bool(PROGRESS.search(output.text))
@@ -91,13 +103,14 @@ def code_cells(cell) -> list:
     outputs = [tidy(output) for output in cell.outputs if not is_progress(output)]
     texts, captions = listed(cell.metadata.get("alt")), listed(cell.metadata.get("caption"))
     tags, made, rest = [], [], outputs
-    if only_imports(source): tags.append("hide-input")
+    if "remove_input" in cell.metadata.get("tags", []): tags.append("remove-input")  # as in the README
+    elif only_imports(source): tags.append("hide-input")
     while True:
         cut = next((i + 1 for i, output in enumerate(rest) if is_picture(output)), len(rest))
         one = nbformat.v4.new_code_cell("" if made else source, outputs=rest[:cut], id=f"{cell.id}-{len(made)}")
         one.metadata = {"tags": ["remove-input"] if made else tags, "from_cell": cell.id, "mystnb": {}}
         if rest[:cut] and is_picture(rest[cut - 1]):
-            if texts: one.metadata["mystnb"]["image"] = {"alt": texts.pop(0)}
+            one.metadata["mystnb"]["image"] = size_of(rest[cut - 1]) | ({"alt": texts.pop(0)} if texts else {})
             if captions: one.metadata["mystnb"]["figure"] = {"caption": captions.pop(0)}
         made.append(one)
         if not (rest := rest[cut:]): return made
@@ -176,7 +189,7 @@ def report_page(file: Path, page: str, sources: Sources, pictured: dict[str, dic
     for cell in notebook.cells:
         known = pictured.get(cell.metadata.get("from_cell"), {})
         if cell.cell_type != "code" or not any(map(is_picture, cell.outputs)): continue
-        if known.get("alt"): cell.metadata["mystnb"]["image"] = {"alt": f"{name}: {listed(known['alt'])[0]}"}
+        if known.get("alt"): cell.metadata["mystnb"]["image"]["alt"] = f"{name}: {listed(known['alt'])[0]}"
         if known.get("caption"): cell.metadata["mystnb"]["figure"] = {"caption": listed(known["caption"])[0]}
     title = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
     title.source = re.sub(r"^# .*", f"# Report: {name}", title.source, count=1)

@@ -702,7 +702,7 @@ def test_reliability_diagram_draws_what_ece_sums():
     assert sorted(b for b, _ in drawn) == np.unique(bins).tolist()
     assert sum(share[b] * height for b, height in drawn) == pytest.approx(cal.ece(probs, labels, 8))
     words = ax.texts[0].get_text()
-    assert f"ECE {cal.ece(probs, labels, 8):.1%}" in words and f"{cal.accuracy(probs, labels):.1%}" in words
+    assert f"ECE {cal.ece(probs, labels, 8):.3f}" in words and f"{cal.accuracy(probs, labels):.1%}" in words
 
 
 def test_reliability_diagram_with_empty_bins_leaves_pyplot_alone():

@@ -42,7 +42,6 @@ __all__ = ['ZS', 'LP', 'FT', 'LPFT', 'FLYP', 'CAROT', 'FINE_TUNED', 'FT_AND_FLYP
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib import figure as drawing
-    from matplotlib.figure import Figure
 else: pd, drawing = lazy("pandas"), lazy("matplotlib.figure")
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #2588d503
@@ -210,7 +209,7 @@ def side_runs(
     out: str | Path,  # folder of all results
     benchmark: str,
     select: str = "",  # setting of all runs; "" = the defaults
-    evidence: Evidence | None = None,  # which has looked at the runs already
+    evidence: "Evidence | None" = None,  # which has looked at the runs already
 ) -> dict[int, RunFiles]:  # seed -> run
     "Complete runs of a side; empty if there are none."
     wanted, runs = joined(select, side.setting), evidence.runs(out, benchmark) if evidence else runs_on(out, benchmark)
@@ -250,7 +249,7 @@ def missing(
     out: str | Path,
     benchmark: str,
     select: str = "",
-    evidence: Evidence | None = None,  # as for `side_runs`
+    evidence: "Evidence | None" = None,  # as for `side_runs`
 ) -> str:
     "Why a side cannot be tested, and what to do; empty if it can."
     runs = side_runs(side, out, benchmark, select, evidence)
@@ -371,7 +370,7 @@ def why_not(
     out: str | Path,
     benchmark: str,
     select: str,
-    evidence: Evidence | None = None,  # as for `side_runs`
+    evidence: "Evidence | None" = None,  # as for `side_runs`
 ) -> str:
     "What a claim lacks; empty if it can be tested."
     sides = (claim.better, claim.worse)
@@ -554,9 +553,9 @@ VERDICT_COLOURS = {"holds": "#0072B2", "does not hold": "#D55E00", "undecided": 
 def advantage_label(
     metric: Metric,
 ) -> str:
-    "What an axis of advantages says."
-    unit = f"{metric.unit} of " if metric.unit else ""
-    return f"advantage in {unit}{metric.title}" + (" (lower by)" if metric.sign < 0 else "")
+    "What an axis of advantages says: which of two values is taken from which."
+    unit, higher = f"{metric.unit} of " if metric.unit else "", metric.sign > 0
+    return f"advantage in {unit}{metric.title}: " + ("left of “>” less right" if higher else "right of “<” less left")
 
 def draw_effect(
     ax: Any,  # matplotlib axes
@@ -576,21 +575,22 @@ def draw_effect(
 # %% ../../nbs/5_analysis/05_claims.ipynb #5772d8b8
 def draw_effects(
     ax: Any,  # matplotlib axes
-    table: pd.DataFrame,  # from `claims_table`, tests of one metric
+    table: pd.DataFrame,  # of one metric's tests from `claims_table`, whose lines they are numbered by
 ) -> None:
     "Effects with their intervals, a line for each test."
     metric = find_metric(table.metric.iloc[0])
     for y, row in enumerate(table.itertuples()): draw_effect(ax, row, y, metric.scale)
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set(yticks=range(len(table)), ylim=(len(table) - 0.5, -0.5), xlabel=in_figure(advantage_label(metric)))
-    ax.set_yticklabels([in_figure(row.test.partition(", ")[2]) for row in table.itertuples()], fontsize=8)
+    ax.set_yticklabels([f"{in_figure(row.test.partition(', ')[2])}   {row.Index + 1}" for row in table.itertuples()],
+                       fontsize=8)
     tidy(ax, axis="x")
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)
 
 def forest_picture(
     table: pd.DataFrame,  # from `claims_table`
-) -> Figure:
+) -> drawing.Figure:
     "All effects, a panel for each metric."
     groups = [tests for _, tests in table.drop_duplicates("test").groupby("metric", sort=False)]
     figure = drawing.Figure(figsize=(8, 0.9 + sum(0.55 + 0.24 * len(tests) for tests in groups)), layout="constrained")
@@ -598,7 +598,9 @@ def forest_picture(
     for ax, tests in zip(axes, groups): draw_effects(ax, tests)
     shown = {word: colour for word, colour in VERDICT_COLOURS.items() if word in set(table.verdict)}
     handles = [axes[0].plot([], [], "o-", color=colour, label=word)[0] for word, colour in shown.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    handles += axes[0].plot([], [], "|", color="black", markersize=7, markeredgewidth=0.8, label="each seed")
+    handles += axes[0].plot([], [], color="0.45", linewidth=2, label="95 % interval")
+    figure.legend(handles=handles, loc="outside upper center", ncols=6, frameon=False, fontsize=9)
     return figure
 
 # %% ../../nbs/5_analysis/05_claims.ipynb #c3f68df2

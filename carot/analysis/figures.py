@@ -24,37 +24,45 @@ from ..methods.base import Method
 from ..runs.records import RunFiles, recorded_method
 
 # %% auto #0
-__all__ = ['PLACES', 'ARROWS', 'COVERAGE', 'NO_TERMS', 'STYLE', 'png', 'svg', 'save_figure', 'in_figure', 'drawn_titles', 'look',
-           'tidy', 'boxes_of_point', 'place_text', 'label_points', 'draw_panel', 'label_panels', 'result_picture',
-           'draw_scatter', 'scatter_picture', 'draw_sets', 'per_set_picture', 'with_predictions', 'reliability_grid',
-           'risk_curve', 'risk_curves', 'draw_risk', 'risk_picture', 'running_mean', 'first_term', 'draw_losses',
-           'training_logs', 'training_curves', 'write_html']
+__all__ = ['DPI', 'PLACES', 'ARROWS', 'COVERAGE', 'NO_TERMS', 'STYLE', 'SORT', 'png', 'shown', 'svg', 'save_figure', 'in_figure',
+           'drawn_titles', 'look', 'tidy', 'boxes_of_point', 'place_text', 'label_points', 'draw_panel', 'label_panels',
+           'result_picture', 'draw_scatter', 'scatter_picture', 'draw_sets', 'per_set_picture', 'with_predictions',
+           'reliability_grid', 'risk_curve', 'risk_curves', 'draw_risk', 'risk_picture', 'running_mean', 'first_term',
+           'draw_losses', 'training_logs', 'training_curves', 'contents', 'write_html']
 
 # %% ../../nbs/5_analysis/03_figures.ipynb #8f9029bb
 if TYPE_CHECKING:
     import matplotlib as mpl
     import pandas as pd
+    from IPython import display
     from matplotlib import figure as drawing
     from matplotlib import transforms
-    from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox
 else:
-    mpl, pd = lazy("matplotlib"), lazy("pandas")
+    mpl, pd, display = lazy("matplotlib"), lazy("pandas"), lazy("IPython.display")
     drawing, transforms = lazy("matplotlib.figure"), lazy("matplotlib.transforms")
 
 # %% ../../nbs/5_analysis/03_figures.ipynb #be180256
+DPI = 110  # of figures on a page
+
 def png(
-    figure: Figure,
-    dpi: int = 110,
+    figure: drawing.Figure,
+    dpi: int = 2 * DPI,  # sharp also where a screen has two pixels for one
 ) -> bytes:
     "A figure as the content of a PNG file, with a palette of 256 colours: a third of the size."
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dpi)
-    Image.open(drawn).convert("RGB").quantize(256).save(small, format="png", optimize=True)
+    Image.open(drawn).convert("RGB").quantize(256).save(small, format="png", optimize=True, dpi=(dpi, dpi))
     return small.getvalue()
 
+def shown(
+    content: bytes,  # of a PNG file
+) -> display.Image:
+    "A picture in a notebook, as wide as its figure at `DPI`."
+    pixels, _ = Image.open(io.BytesIO(content)).size
+    return display.Image(content, width=pixels // 2)
+
 def svg(
-    figure: Figure,
+    figure: drawing.Figure,
 ) -> bytes:
     "A figure as the content of an SVG file, without a date, so that equal figures are equal files."
     file = io.BytesIO()
@@ -63,7 +71,7 @@ def svg(
 
 def save_figure(
     file: str | Path,  # without its ending
-    figure: Figure,
+    figure: drawing.Figure,
 ) -> bytes:  # content of the PNG file
     "Write <file>.png and <file>.svg."
     content = png(figure)
@@ -109,7 +117,7 @@ PLACES = [(radius * x, radius * y) for radius in (7, 13, 20) for x, y in [
 def boxes_of_point(
     ax: Any,  # matplotlib axes
     point: tuple[float, float, float, float],  # x, y and the lengths of its error bars
-) -> list[Bbox]:
+) -> list[transforms.Bbox]:
     "What a marker and its two error bars cover, in pixels."
     x, y, dx, dy = point
     low, high = ax.transData.transform([(x - dx, y - dy), (x + dx, y + dy)])
@@ -122,8 +130,8 @@ def place_text(
     ax: Any,  # matplotlib axes
     text: str,
     point: tuple[float, float],
-    taken: list[Bbox],
-) -> Bbox:  # of the text
+    taken: list[transforms.Bbox],
+) -> transforms.Bbox:  # of the text
     "Write a text beside a point, at the first place where it covers least of what is taken."
     area, tries = ax.get_window_extent(), []
     for x, y in PLACES:
@@ -141,7 +149,8 @@ def label_points(
     points: dict[str, tuple[float, float, float, float]],  # text -> x, y and the lengths of its error bars
 ) -> None:
     "Write a text beside each point such that it covers no marker, no error bar and no other text."
-    taken = [box for point in points.values() for box in boxes_of_point(ax, point)]
+    marked = [(x, y, 0, 0) for line in ax.lines if line.get_marker() != "None" for x, y in line.get_xydata()]
+    taken = [box for point in [*points.values(), *marked] for box in boxes_of_point(ax, point)]
     for text, point in points.items(): taken.append(place_text(ax, text, point[:2], taken))
 
 # %% ../../nbs/5_analysis/03_figures.ipynb #cfaf17a3
@@ -171,9 +180,9 @@ def draw_panel(
 
 # %% ../../nbs/5_analysis/03_figures.ipynb #c94b1fd4
 def label_panels(
-    figure: Figure,
+    figure: drawing.Figure,
     panels: dict[Any, dict[str, tuple[float, float, float, float]]],  # axes -> as for `label_points`
-) -> Figure:
+) -> drawing.Figure:
     "Write the names of methods into all panels."
     figure.draw_without_rendering()  # fixes the layout
     for ax, points in panels.items(): label_points(ax, points)
@@ -182,7 +191,7 @@ def label_panels(
 def result_picture(
     results: pd.DataFrame,  # from `collect`
     metrics: tuple[Metric, Metric] = HEADLINE,  # to the right, and upwards
-) -> Figure:
+) -> drawing.Figure:
     "Calibration error against accuracy: in distribution, and averaged over the shifts."
     values, names = [table(results, metric) for metric in metrics], drawn_titles(shown_methods(results))
     heads = {name: f"in distribution: {in_figure(name)}" for name in set_names(results, True)}
@@ -217,7 +226,7 @@ def draw_scatter(
 def scatter_picture(
     results: pd.DataFrame,  # from `collect`
     metrics: Iterable[Metric] = HEADLINE,
-) -> Figure | None:  # None: there are no shifts, or no ID set
+) -> drawing.Figure | None:  # None: there are no shifts, or no ID set
     "Accuracy and ECE: mean over the shifts against in distribution, every run a point."
     ids, names = set_names(results, True), drawn_titles(shown_methods(results))
     if not ids or not set_names(results, False): return None
@@ -255,7 +264,7 @@ def draw_sets(
 def per_set_picture(
     results: pd.DataFrame,  # from `collect`
     metrics: Iterable[Metric] = HEADLINE,
-) -> Figure:
+) -> drawing.Figure:
     "Accuracy and ECE of every method on every set."
     metrics, names, ids = list(metrics), drawn_titles(shown_methods(results)), set_names(results, True)
     tables = [table(results, metric) for metric in metrics]
@@ -280,7 +289,7 @@ def with_predictions(
 def reliability_grid(
     runs: list[RunFiles],  # from `find_runs`
     results: pd.DataFrame,  # from `collect`
-) -> Figure | None:  # None: no run has its predictions
+) -> drawing.Figure | None:  # None: no run has its predictions
     "Reliability diagrams: methods × sets, one run per method."
     chosen, sets = with_predictions(runs), set_names(results, True) + set_names(results, False)
     if not chosen: return None
@@ -337,14 +346,14 @@ def draw_risk(
         found = curves[curves.method == method.reference]
         ax.plot(100 * COVERAGE, 100 * np.mean(list(found.risk), axis=0),
                 label=f"{names[method.reference]}  {found.aurc.mean():.3f}",
-                markevery=(10, 30), markersize=4, linewidth=1.4, color=method.colour, marker=method.marker)
+                markevery=(10, 30), markersize=5, linewidth=1.4, **look(method))
     ax.set(xlabel="coverage (%)", ylabel="risk: wrong among the covered (%)", ylim=(0, None), xlim=(0, 100))
     ax.legend(title="AURC", fontsize=8, title_fontsize=8, frameon=False)
     tidy(ax)
 
 def risk_picture(
     curves: pd.DataFrame,  # from `risk_curves`
-) -> Figure | None:  # None: no run has its predictions
+) -> drawing.Figure | None:  # None: no run has its predictions
     "Risk–coverage curves of all methods, their AURC in the legend."
     if curves.empty: return None
     kinds = list(curves.sets.unique())
@@ -404,7 +413,7 @@ def training_logs(
 
 def training_curves(
     runs: list[RunFiles],  # from `find_runs`
-) -> Figure | None:  # None: nothing was trained
+) -> drawing.Figure | None:  # None: nothing was trained
     "Loss by step, a panel per method, a line per seed."
     logs = training_logs(runs)
     if not logs: return None
@@ -422,21 +431,56 @@ def training_curves(
     return figure
 
 # %% ../../nbs/5_analysis/03_figures.ipynb #81ab828a
-STYLE = """body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem; font: 15px/1.5 sans-serif; }
+STYLE = """body { max-width: 75rem; margin: 2rem auto; padding: 0 1rem; font: 15px/1.5 sans-serif; }
 img { max-width: 100%; }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
-th, td { padding: 0.2rem 0.7rem; text-align: left; border-bottom: 1px solid #ddd; }
-.anchor-link { display: none; } code { font-size: 0.9em; }"""
+th, td { padding: 0.2rem 0.6rem; text-align: left; border-bottom: 1px solid #ddd; }
+th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid; }
+th button::after { content: " ↕"; color: #767676; }
+th[aria-sort=ascending] button::after { content: " ↑"; } th[aria-sort=descending] button::after { content: " ↓"; }
+.anchor-link { display: none; } code { font-size: 0.9em; overflow-wrap: anywhere; }"""
+SORT = """const number = cell => parseFloat(cell.textContent.replace(/,/g, "").replace(/\\u2212/g, "-"));
+for (const table of document.querySelectorAll("table")) {
+  const [head] = table.tHead?.rows ?? [], body = table.tBodies[0];
+  if (!head || !body) continue;
+  for (const cell of head.cells) {
+    const button = document.createElement("button");
+    button.append(...cell.childNodes); cell.append(button);
+    button.onclick = () => {
+      const at = cell.cellIndex, text = row => row.cells[at].textContent, value = row => number(row.cells[at]);
+      const rows = [...body.rows], [known, others] = [row => !isNaN(value(row)), row => isNaN(value(row))].map(
+        which => rows.filter(which));
+      const up = known.length ? cell.ariaSort === "descending" : cell.ariaSort !== "ascending", sign = up ? 1 : -1;
+      known.sort((a, b) => sign * (value(a) - value(b)));
+      others.sort((a, b) => sign * text(a).localeCompare(text(b)));
+      body.append(...known, ...others);
+      for (const one of head.cells) one.ariaSort = null;
+      cell.ariaSort = up ? "ascending" : "descending";
+    };
+  }
+}"""
+
+# %% ../../nbs/5_analysis/03_figures.ipynb #8067ce0c
+def contents(
+    body: str,  # HTML with headings as nbconvert writes them
+) -> str:
+    "A list of the sections, each a link; empty if there is one at most."
+    found = re.findall(r'<h2 id="([^"]*)">(.*?)<a class="anchor-link"', body, re.S)
+    lines = "".join(f'<li><a href="#{anchor}">{title}</a></li>' for anchor, title in found)
+    return f'<nav><ul>{lines}</ul></nav>' if len(found) > 1 else ""
 
 def write_html(
-    notebook: str | Path,  # executed
+    notebook: str | Path,  # executed, <out>/<benchmark>/<name>/<name>.ipynb
 ) -> Path:  # the page
     "The executed notebook as an HTML file beside it: text, tables and figures, no code."
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True,
                             exclude_output_prompt=True)
-    body, title = exporter.from_filename(str(notebook))[0], html.escape(Path(notebook).stem)
-    head = f'<head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>'
-    page = f'<!DOCTYPE html>\n<html lang="en">{head}\n<body>\n{body}\n</body></html>\n'
-    return write_atomic(Path(notebook).with_suffix(".html"), page)
+    file = Path(notebook).absolute()
+    body, title = exporter.from_filename(str(file))[0], html.escape(f"{file.stem}: {file.parent.parent.name}")
+    body = re.sub(r"(</h1>)", lambda end: end[0] + contents(body), body, count=1)
+    kind = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head = f"<head>{kind}<title>{title}</title><style>{STYLE}</style></head>"
+    inside = f"<body>\n<main>{body}</main>\n<script>{SORT}</script>\n</body>"
+    return write_atomic(file.with_suffix(".html"), f'<!DOCTYPE html>\n<html lang="en">{head}\n{inside}</html>\n')
