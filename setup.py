@@ -1,4 +1,5 @@
 """Reads settings.ini; the wheel also carries the run notebooks and the published figures."""
+import re
 from configparser import ConfigParser
 from pathlib import Path
 from shutil import copy2
@@ -9,6 +10,7 @@ from setuptools.command.build_py import build_py
 parser = ConfigParser(delimiters=["="])
 parser.read("settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
+repository = cfg.get("git_url") or f"https://github.com/{cfg['user']}/{cfg['repo']}"
 
 # folder in the wheel -> files of the clone that go there
 SHIPPED = {"notebooks": "nbs/runs/*.ipynb", "reported": "expt_logs/reported/*"}
@@ -30,6 +32,14 @@ Typing :: Typed
 """
 
 
+def with_absolute_links(text):
+    "The README as a package index shows it, where its files are not beside it."
+    def absolute(found):
+        picture, label, target = found.groups()
+        return f"{picture}[{label}]({repository}/{'raw' if picture else 'blob'}/{cfg['branch']}/{target})"
+    return re.sub(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s]+)\)", absolute, text)
+
+
 class BuildWithNotebooks(build_py):
     def run(self):
         super().run()
@@ -46,9 +56,12 @@ setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description=with_absolute_links(Path("README.md").read_text(encoding="utf-8")),
     long_description_content_type="text/markdown",
     author=cfg["author"],
+    url=repository,
+    project_urls={"Source": repository, "Changes": f"{repository}/blob/{cfg['branch']}/CHANGELOG.md",
+                  "Paper": "https://arxiv.org/abs/2311.01723"},
     license="Apache-2.0",
     classifiers=CLASSIFIERS.strip().splitlines(),
     keywords=cfg["keywords"],

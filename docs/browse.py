@@ -1,11 +1,14 @@
-"""Look at the built site in a headless Chromium: `python docs/browse.py [--shots FOLDER]`, after `python -m docs`.
+"""Look at the built site in a headless Chromium: `python docs/browse.py [--all] [--shots FOLDER]`, after
+`python -m docs`.
 
-Start page, a search, a chapter, a report, a method and a recipe, on a desktop and on a phone: no error in the console,
-no request to another host, nothing wider than the page, no finding of axe-core. Needs `pip install -e ".[browser]"`
-and Debian's chromium (or CHROMIUM, the path of one). Exit code 0: all well, 1: findings, 77: there is no browser."""
+Start page, a search, a chapter, a report, a method and a recipe on a desktop and on a phone: no error in the console,
+no request to another host, nothing wider than the page, no finding of axe-core. With --all every page; those beside
+the first are shown to axe on the desktop only. Needs `pip install -e ".[browser]"` and Debian's chromium (or CHROMIUM,
+the path of one). Exit code 0: all well, 1: findings, 77: there is no browser."""
 import argparse
 import http.server
 import os
+import re
 import shutil
 import sys
 import threading
@@ -64,12 +67,18 @@ def look(page, name: str, address: str, axe, heard: list[str], shot: Path | None
     missing = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)")
     found += [f"no picture at {source}" for source in missing]
     if shot: page.screenshot(path=shot)
-    return found + heard + findings_of_axe(page, axe)
+    return found + heard + (findings_of_axe(page, axe) if axe else [])
 
 
-def visit(browser, root: str, axe, shots: Path | None) -> int:
-    "All pages at all widths, light, and the chapter dark; how many findings."
-    count, addresses = 0, {**PAGES, "search": "search.html?q=ECE"}
+def every_page(site: Path) -> dict[str, str]:
+    "All pages, by their addresses."
+    found = [file.relative_to(site).as_posix() for file in sorted(site.rglob("*.html"))]
+    return {name: name for name in found if not name.startswith("_static/") and name not in PAGES.values()}
+
+
+def visit(browser, root: str, axe, addresses: dict[str, str], shots: Path | None) -> int:
+    "Pages at all widths, light, and the chapter dark; how many findings."
+    count, shown = 0, (*PAGES, "search")
     for width, (x, y) in WIDTHS.items():
         for scheme in ("light", "dark"):
             page = browser.new_page(viewport={"width": x, "height": y}, color_scheme=scheme)
@@ -80,8 +89,9 @@ def visit(browser, root: str, axe, shots: Path | None) -> int:
                 f"asks {r.url}"))
             for name, address in addresses.items():
                 if scheme == "dark" and name not in DARK: continue
-                shot = shots/f"{name}-{width}-{scheme}.png" if shots else None
-                found = look(page, name, f"{root}/{address}", axe, heard, shot)
+                shot = shots/f"{name}-{width}-{scheme}.png" if shots and name in shown else None
+                twice = width == "phone" and name not in shown
+                found = look(page, name, f"{root}/{address}", None if twice else axe, heard, shot)
                 count += len(found)
                 print(f"{name}, {width}, {scheme}: {'; '.join(found) or 'well'}", flush=True)
             page.close()
@@ -92,6 +102,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--site", type=Path, default=SITE, help="folder of the built site")
     parser.add_argument("--shots", type=Path, help="folder for pictures of the screen")
+    parser.add_argument("--all", action="store_true", help="every page, and not only one of each kind")
+    parser.add_argument("--match", metavar="PATTERN", default="", help="only pages whose name and address fit this")
     asked = parser.parse_args()
     if not (asked.site/"index.html").exists(): sys.exit(f"{asked.site} holds no site: `python -m docs` builds it")
     if not (path := chromium()): left_out("no Chromium here; `apt-get install chromium`, or set CHROMIUM to one")
@@ -100,11 +112,13 @@ def main() -> None:
         from playwright.sync_api import sync_playwright
     except ModuleNotFoundError: left_out('Playwright is missing; `pip install -e ".[browser]"`')
     if asked.shots: asked.shots.mkdir(parents=True, exist_ok=True)
+    addresses = {**PAGES, "search": "search.html?q=ECE"} | (every_page(asked.site) if asked.all else {})
+    addresses = {name: address for name, address in addresses.items() if re.search(asked.match, f"{name} {address}")}
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=asked.site)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-            count = visit(browser, f"http://127.0.0.1:{server.server_port}", Axe(), asked.shots)
+            count = visit(browser, f"http://127.0.0.1:{server.server_port}", Axe(), addresses, asked.shots)
             browser.close()
         server.shutdown()
     print(f"{count} findings")

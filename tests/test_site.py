@@ -88,3 +88,11 @@ def test_directives_are_hidden_and_formulas_are_mathml(site):
     text = (site/"1_method"/"04_losses.html").read_text(encoding="utf-8")
     assert not re.search(r"#\s*\|\s*(export|hide|default_exp)", re.sub("<[^>]+>", "", text))
     assert text.count("<math") > 10
+
+
+def test_in_a_browser(site):
+    "Start page, a search and a report as a browser shows them; `docs/browse.py --all` looks at every page."
+    command = [sys.executable, "docs/browse.py", "--site", site, "--match", "^(start|search|report) "]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 77: pytest.skip(done.stdout.strip())  # that these checks were left out, and why
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
