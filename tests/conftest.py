@@ -69,16 +69,23 @@ def put_in_group(item, name):
     if hasattr(item, "_id"): item._id = type(item._id).parse(f"{item.nodeid}@{name}")
     else: item.add_marker(pytest.mark.xdist_group(name))
 
+def leave_long(items):
+    "Skips what is long, and says so."
+    for item in items:
+        if long := item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason=f"long, {long.args[0]}: pytest -m long"))
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups, and pytest at `-m`
 def pytest_collection_modifyitems(config, items):
     """What is not quick is slow. For workers, `pytest -n 3 --dist loadgroup --no-loadscope-reorder`: what takes longest
-    begins first."""
+    begins first. What is long is skipped unless `-m` says something of it."""
+    if "long" not in config.option.markexpr: leave_long(items)
     total, groups = Counter(), {item: group_of(item) for item in items}
     for item in items: total[groups[item]] += seconds_of(item)
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: (-total[groups[item]], groups[item]))
     for item in items:
-        if seconds_of(item) > QUICK: item.add_marker("slow")
+        if seconds_of(item) > QUICK or item.get_closest_marker("long"): item.add_marker("slow")
         if hasattr(config, "workerinput") and groups[item] != item.nodeid: put_in_group(item, groups[item])
 
 @pytest.fixture(scope="session")

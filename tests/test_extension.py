@@ -89,8 +89,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def printed(folder, server):
-    "What the comparison prints, each run of which two processes make; its runs are the other tests'."
-    words = ("--methods", "carot,that.module:MINE", "--metrics", "that.module:TOP5", "--processes", "2")
+    "What the comparison prints; its runs are the other tests'."
+    words = ("--methods", "carot,that.module:MINE", "--metrics", "that.module:TOP5")
     with forking(server): return carot(folder, "reproduce", *ON_FEW, *words)
 
 
@@ -136,8 +136,8 @@ def test_it_is_swept(folder, printed):
 
 
 def test_two_processes_do_what_one_does(folder, printed):
-    carot(folder, "run", *ON_FEW, "--method", "that.module:MINE", "--out", "one")
-    two, one = run_of(folder, "mine"), folder/"one"/"few"/"mine"/RUN
+    carot(folder, "run", *ON_FEW, "--method", "that.module:MINE", "--out", "two", "--processes", "2")
+    one, two = run_of(folder, "mine"), folder/"two"/"few"/"mine"/RUN
     losses = [pd.read_csv(run/"train.tsv", sep="\t").loss.tolist() for run in (one, two)]
     assert len(losses[0]) == len(losses[1]) and losses[1] == pytest.approx(losses[0], rel=2e-3)
     weights = [load_file(run/"student"/"open_clip_model.safetensors") for run in (one, two)]

@@ -77,7 +77,6 @@ def test_again_does_nothing(finished):
 def test_the_report_shows_what_was_asked_for(finished):
     "Other methods and seeds in the folder are neither in the tables nor in the figures."
     import pandas as pd
-    assert carot("reproduce", "--methods", "zs,lp", *SMALL, cwd=finished[0]).returncode == 0
     assert carot("run", "--method", "lp", "--seed", "2", *SMALL, cwd=finished[0]).returncode == 0
     printed = carot("reproduce", "--methods", "zs,lp", *SMALL, cwd=finished[0]).stdout
     results = pd.read_csv(finished[0]/"expt_logs"/"few"/"report"/"results.tsv", sep="\t")
@@ -98,7 +97,7 @@ def test_logits_give_the_logged_metrics(finished):
 @pytest.mark.slow(30)
 def test_killed_at_any_moment_ends_the_same(finished, few):
     "kill -9 of the whole command at growing delays until it gets through; results are those of the uninterrupted one."
-    for delay in (0.5, 1.5, 3, 4.5, 300):
+    for delay in (0.7, 2, 4, 300):
         given = Command("reproduce", "--methods", "zs,lp,carot", *SMALL, cwd=few)
         try:
             done = given.end(delay)

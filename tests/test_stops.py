@@ -88,21 +88,29 @@ def test_a_command_that_is_done_ends_with_its_own_code(place):
     assert subprocess.run([sys.executable, "-c", LAST]).returncode == 0
 
 
-@pytest.mark.slow(90)
-def test_a_run_that_is_stopped_and_killed_in_every_phase_ends_the_same(short, warm):
-    "As one that was left alone, and forked."
+def there(pattern): return lambda place: lambda: any(place.folder.rglob(pattern))
+
+KILL = signal.SIGKILL, there(".part-*")
+EVERY = [(signal.SIGTERM, lambda place: kill_often.later(1)), (signal.SIGINT, there("kernel.json")),
+         (signal.SIGHUP, there("step-00000002")), KILL]
+
+@pytest.mark.slow(30)
+@pytest.mark.parametrize("phases", [
+    pytest.param([(signal.SIGTERM, there("step-00000002")), KILL], id="training, saving"),
+    pytest.param(EVERY, id="every phase", marks=pytest.mark.long("60 s"))])
+def test_a_run_that_is_stopped_and_killed_ends_the_same(phases, short, warm):
+    "As one that was left alone, and forked. The first phases have tests of their own, above and below."
     command = next(command for command in kill_often.COMMANDS if command.name == "run")
     whole, place = kill_often.Place(short/"whole"), kill_often.Place(short/"cut")
     for each in (whole, place): shutil.copy(Path(__file__).with_name("few.py"), each.folder)
     words = [word for word in command.words if "--shots" not in word] + ["--benchmark=few:FEW", "--shots=5"]
     assert carot(*words, cwd=whole.folder).returncode == 0
-    def there(pattern): return lambda: lambda: any(place.folder.rglob(pattern))
-    phases = [(signal.SIGTERM, lambda: kill_often.later(1)), (signal.SIGINT, there("kernel.json")),
-              (signal.SIGHUP, there("step-00000002")), (signal.SIGKILL, there(".part-*"))]
-    codes = [stop(place, words, number, due)[0] for number, due in phases]
+    codes = [stop(place, words, number, lambda due=due: due(place))[0] for number, due in phases]
     assert all(code in (0, 75) or number == signal.SIGKILL and code == -9
                for code, (number, _) in zip(codes, phases)), codes
-    assert place.start(words).wait() == 0 and "Traceback" not in kill_often.said(place)
+    folders = {"TMPDIR": str(place.folder/"tmp"), "JUPYTER_RUNTIME_DIR": str(place.folder/"jupyter")}
+    done = carot(*words, cwd=place.folder, **folders)
+    assert done.returncode == 0 and "Traceback" not in kill_often.said(place) + done.stderr, done.stderr
     assert command.results(place.folder) == command.results(whole.folder) and not place.temporary()
 
 

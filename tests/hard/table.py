@@ -15,7 +15,7 @@ KILLED = TESTS.parent/"speed"/"kill_often.tsv"
 LINES = {  # what is counted: files of tests, and a pattern of their names
     "bad inputs: one line or the right result": ("hard/test_inputs.py", "test_row"),
     "words of any kind: read, or refused in one line (properties)": ("hard/test_parsers.py", ""),
-    "files changed at random, 200 in ten parts: no table changes unseen": ("hard/test_fuzz.py", ""),
+    "files changed at random, 200 in twenty parts: no table changes unseen": ("hard/test_fuzz.py", ""),
     "changed data and weights: none unnoticed": ("hard/test_changed_data.py", ""),
     "hostile models and images: none executes, none hangs": ("test_hostile.py", ""),
     "names in HTML, Markdown, LaTeX, TSV, Slurm: none live": ("test_names.py", ""),
@@ -39,7 +39,8 @@ def count(file, pattern):
     counted = Count()
     quiet = open(os.devnull, "w")
     stdout, sys.stdout = sys.stdout, quiet
-    try: pytest.main([str(TESTS/file), "-k", pattern, "-q", "-p", "no:cacheprovider", "--tb=no"], plugins=[counted])
+    every = ["-k", pattern, "-m", "long or not long", "-q", "-p", "no:cacheprovider", "--tb=no"]
+    try: pytest.main([str(TESTS/file), *every], plugins=[counted])
     finally: sys.stdout = stdout
     right, wrong = counted.ended["passed"], counted.ended["failed"]
     return right, right + wrong, counted.bad, counted.ended["skipped"]

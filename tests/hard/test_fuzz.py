@@ -1,6 +1,7 @@
 """Files with bytes and values changed at random: a command ends with 0 or 2 and one line, and no table changes unseen.
 
-`CAROT_FUZZ=10000 pytest tests/hard/test_fuzz.py` tries many; the seed of a case is its number."""
+Fifty of them change each file once; `pytest -m long tests/hard/test_fuzz.py` tries 150 more, and with CAROT_FUZZ=10000
+many. The seed of a case is its number."""
 import io
 import json
 import os
@@ -12,7 +13,7 @@ from hard.place import call, copy_place, put, with_places, words_of
 from hard.rows import AGAIN, FT
 from PIL import Image
 
-CASES = int(os.environ.get("CAROT_FUZZ", 200))
+FEW, CASES = 50, int(os.environ.get("CAROT_FUZZ", 200))
 SWEEP = "sweep --method ft --grid seed=1 {common} --name s"
 PREDICT = "predict --checkpoint {ft} --images new"
 STEP = "{begun}/checkpoints/train/step-00000003"
@@ -154,12 +155,19 @@ def problems(result, name, new):
         result.err): yield f"a table changed: {changed[:2]}"
 
 
-@pytest.mark.slow(3)
+def bad_cases(numbers, ready, folder):
+    "What is wrong, case by case."
+    for number in numbers:
+        result, found, what = fuzz(number, ready, folder/str(number))
+        if found: yield f"case {number}: {'; '.join(found)}: {what}\n{result.err[-400:]}"
+
+
+PARTS = [*range(10), *(pytest.param(part, marks=pytest.mark.long("25 s for all parts")) for part in range(10, 20))]
+
+@pytest.mark.slow(1)
 @pytest.mark.xdist_group("fuzz")
-@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("part", PARTS)
 def test_changed_files(part, ready, tmp_path):
-    bad = []
-    for number in range(part, CASES, 10):
-        result, found, what = fuzz(number, ready, tmp_path/str(number))
-        if found: bad.append(f"case {number}: {'; '.join(found)}: {what}\n{result.err[-400:]}")
+    numbers = range(part, FEW, 10) if part < 10 else range(FEW + part - 10, CASES, 10)
+    bad = [*bad_cases(numbers, ready, tmp_path)]
     assert not bad, f"{len(bad)} cases\n" + "\n".join(bad[:12])

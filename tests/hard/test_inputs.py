@@ -67,13 +67,17 @@ def test_there_are_enough():
     assert len(ROWS) >= 200 and len(set(names)) == len(names), [name for name in names if names.count(name) > 1]
 
 
-LONG = ("run", "report", "claims", "reproduce", "sweep")  # they take a second or so
+WHOLE = ("run", "report", "claims", "reproduce", "sweep")  # they take a second or so
+BESIDE = "report beside "
+SOME = ("no metrics", "cut metrics", "metrics of a set with markup", "metrics in a pipe", "a config of words",
+        "cut predictions")  # beside which a report is always made
 
 def param(row):
-    "A row, marked if it is no matter of a moment."
-    words = words_of(row.words)
-    slow = not row.code and words[0] in LONG
-    return pytest.param(row, id=row.name, marks=[pytest.mark.slow(2)] if slow else [])
+    "A row, marked if it is no matter of a moment, or one of many reports."
+    slow, many = not row.code and words_of(row.words)[0] in WHOLE, row.name.startswith(BESIDE)
+    long = many and row.name.removeprefix(BESIDE) not in SOME
+    marks = [pytest.mark.slow(2)] * slow + [pytest.mark.long("25 s for 18 of 24 reports beside damaged files")] * long
+    return pytest.param(row, id=row.name, marks=marks)
 
 
 @pytest.mark.parametrize("row", map(param, ROWS))
