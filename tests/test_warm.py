@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import psutil
 import pytest
@@ -132,11 +133,14 @@ def test_without_a_server_processes_are_started_as_usual(monkeypatch):
         assert not warm.is_warm() and isinstance(warm.popen([BEGIN], os.environ), subprocess.Popen)
 
 
+@linux
+@pytest.mark.usefixtures("warm")
 def test_the_server_has_one_thread():
-    "A fork copies one only: what others hold would be held for ever."
+    "With all that notebooks import: a fork copies one only, and what others hold would be held for ever."
     from carot.commands import NEEDED
-    code = "import sys\nfrom importlib import import_module\nfor name in sys.argv[1:]: import_module(name)\n" \
-           "import psutil\nprint(psutil.Process().num_threads())"
-    said = subprocess.run([sys.executable, "-c", code, *NEEDED], env=os.environ | warm.ALONE, capture_output=True,
-                          text=True)
-    assert said.stdout == "1\n", said.stderr
+    assert all(map(find_spec, NEEDED))
+    there = f"import sys\nsys.exit(not sys.modules.keys() >= set({NEEDED}))"
+    assert warm.popen([BEGIN + there], os.environ, None).wait(100) == 0
+    children = [child for child in psutil.Process().children() if is_alive(child.pid)]
+    server, = [child for child in children if "carot.engine.warm" in " ".join(child.cmdline())]
+    assert server.num_threads() == 1
