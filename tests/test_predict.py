@@ -3,6 +3,7 @@ import copy
 import errno
 import json
 import os
+import re
 import shutil
 import tracemalloc
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from carot import calibration, predict
 from carot.calibration import softmax, temperature_and_reason
 from carot.clip import load_clip, save_clip
+from carot.conformal import fit_conformal
 from carot.core import UserError
 from carot.evaluate import Predictions, classifier, load_classes, predict_sets, save_classes, save_predictions
 from carot.methods.base import find_method
@@ -71,6 +73,23 @@ def test_the_same_as_in_evaluation(make_run, method, tmp_path, monkeypatch):
         assert np.allclose(table.second_confidence, np.sort(probs)[:, -2], atol=1e-5)
         assert (table["class"] != table.second).all()
     assert open_checkpoint(run/"student", "cpu")[3] == run/"predictions"/"val.safetensors"
+
+
+def test_a_set_of_classes_and_a_page(make_run, tmp_path):
+    run, predictions = make_run("carot")
+    val, names, page = predictions["val"], ["red", "green", "blue", "yellow"], tmp_path/"p.html"
+    table = classify_files(run, tmp_path/"new", None, 1, device="cpu", coverage=0.8, html=page)
+    held = fit_conformal(softmax(val.logits), val.labels, 0.8).sets(softmax(predictions["Toy"].logits))
+    assert [set(json.loads(cell)) for cell in table["set"]] == [{names[c] for c in np.flatnonzero(row)} for row in held]
+    text = page.read_text(encoding="utf-8")
+    shown = [float(found) for found in re.findall(r"</b> ([\d.]+)<br>", text)]
+    assert len(shown) == len(table) and shown == sorted(shown) and "http" not in text
+    again = classify_files(run, tmp_path/"new", None, 1, device="cpu", html=page)  # a page is replaced
+    assert again["set"].isna().all() and again["class"].equals(table["class"])
+    with pytest.raises(UserError, match="no page of predictions"):
+        classify_files(run, tmp_path/"new", None, device="cpu", html=run/"classes.json")
+    with pytest.raises(UserError, match="leave out coverage"):
+        classify_files(run/"teacher", tmp_path/"new", None, device="cpu", coverage=0.9)
 
 
 def test_loader_processes_and_batches_change_nothing(make_run, tmp_path):

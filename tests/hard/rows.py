@@ -188,7 +188,9 @@ PREDICTIONS = options(PREDICT, {
     "--temperature inf": "temperature must be", "--temperature hot": "temperature must be",
     "--device tpu": "unknown device",
     "--out my": "my", "--out my/train": "folder", f"--out {LONG}": "out|long|x{20}", "--out pairs.tsv/x": "pairs.tsv",
-    "--out ''": "out is empty"}) + [
+    "--out ''": "out is empty", "--coverage 1": "coverage must be", "--coverage=-1": "coverage must be",
+    "--coverage nan": "coverage takes", "--html pairs.tsv": "no page of predictions", "--html my": "folder",
+    "--html pairs.tsv/x": "pairs.tsv"}) + [
     Row("a table in a loop of links", f"{PREDICT} --out loop", "loop", link("loop", "loop")),
     Row("a table with a NUL in its name", ["predict", "--checkpoint", "{ft}", "--images", "new", "--out", "a\0b"],
         "out|null"),
