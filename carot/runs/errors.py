@@ -24,9 +24,9 @@ from ..core import LONGEST_ERROR, UserError, visible
 from ..engine.log import WARNING
 
 # %% auto #0
-__all__ = ['WHAT_TO_DO', 'FULL', 'LOST', 'NotebookFailed', 'shown_path', 'lost_loader', 'mendable', 'mendable_in_words',
-           'place_of', 'write_log', 'clipped', 'error_line', 'in_a_line', 'hear_no_children', 'explain',
-           'short_warnings']
+__all__ = ['WHAT_TO_DO', 'FULL', 'LOST', 'NotebookFailed', 'shown_path', 'lost_loader', 'loader_died', 'mendable',
+           'mendable_in_words', 'place_of', 'write_log', 'clipped', 'error_line', 'in_a_line', 'hear_no_children',
+           'explain', 'short_warnings']
 
 # %% ../../nbs/4_runs/09_errors.ipynb #e7c8d2cd
 WHAT_TO_DO = {
@@ -65,9 +65,16 @@ LOST = "a process that reads images was killed, perhaps for want of memory; lowe
 def lost_loader(
     name: str,  # of the error's type
     text: str,  # its message
+    trace: str,  # its traceback
 ) -> bool:
     "Whether an error is what PyTorch raises, or runs into, when a data loader's process has died."
-    return name in ("EOFError", "ConnectionResetError") or name == "RuntimeError" and "DataLoader worker" in text
+    cut_off = name in ("EOFError", "ConnectionResetError") and "dataloader.py" in trace
+    return cut_off or name == "RuntimeError" and "DataLoader worker" in text
+
+def loader_died(error: BaseException) -> bool:
+    "The same of an error at hand."
+    trace = "".join(traceback.format_tb(error.__traceback__))
+    return lost_loader(type(error).__name__, str(error) if type(error) is RuntimeError else "", trace)
 
 def mendable(
     error: BaseException,
@@ -75,7 +82,7 @@ def mendable(
 ) -> UserError | None:  # None: nobody foresaw it
     "What the user can mend of an error, with what to do."
     if isinstance(error, UserError): return error
-    if lost_loader(type(error).__name__, str(error) if type(error) is RuntimeError else ""): return UserError(LOST)
+    if loader_died(error): return UserError(LOST)
     if not isinstance(error, OSError) or error.errno not in WHAT_TO_DO: return None
     named = place if error.filename is None and error.errno in FULL else error.filename
     where = "" if named is None else f"{shown_path(named)}: "
@@ -86,10 +93,11 @@ def mendable_in_words(
     name: str,  # of the error's type
     text: str,  # "[Errno 28] No space left on device: '/data/x'"
     place: str | Path | None = None,  # as for `mendable`
+    trace: str = "",  # its traceback
 ) -> UserError | None:  # as from `mendable`
     "The same for an error of another process."
     if name in ("UserError", "BadImage"): return UserError(text)
-    if lost_loader(name, text): return UserError(LOST)
+    if lost_loader(name, text, trace): return UserError(LOST)
     kind = getattr(builtins, name, None)
     found = re.match(r"\[Errno (\d+)\] ([^:]*)(?:: (['\"])(.*)\3)?", text, re.DOTALL)
     if not found or not isinstance(kind, type) or not issubclass(kind, OSError): return None
@@ -156,7 +164,7 @@ def explain(
     command: Sequence[str] = (),  # the words that follow `carot`
 ) -> tuple[str, int]:  # one line, and the exit code
     "What is to be said of an error. The traceback of one that nobody foresaw goes to a log."
-    if lost_loader(type(error).__name__, str(error) if type(error) is RuntimeError else ""): hear_no_children()
+    if loader_died(error): hear_no_children()
     if os.environ.get("CAROT_TRACEBACK") == "1": traceback.print_exception(error)
     known = mendable(error, folder)
     if known: return str(known), 2

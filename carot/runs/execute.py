@@ -189,7 +189,8 @@ def execute_notebook(
         cause, reason = execute_there(source, executed, given, echo)
         made = nbformat.read(executed, 4) if executed.exists() else None
         if made: repeat_warnings(made)
-        known = mendable_in_words(getattr(cause, "ename", ""), getattr(cause, "evalue", ""), target.parent)
+        known = mendable_in_words(getattr(cause, "ename", ""), getattr(cause, "evalue", ""), target.parent,
+                                  "".join(getattr(cause, "traceback", [])))
         if known: raise known
         failed = target.with_suffix(".failed.ipynb")
         if made and is_main_process() and (not cause or len(os.listdir(target.parent)) > 1):  # more than `.work`
