@@ -346,19 +346,6 @@ def put(path, content=b""):
     path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def digests(folder):
-    "Path -> what is there: a file's content, a link's goal, or what else it is."
-    found = {}
-    for place, folders, files in os.walk(os.fsencode(folder)):
-        for name in folders + files:
-            path = os.path.join(place, name)
-            short = os.fsdecode(os.path.relpath(path, os.fsencode(folder)))
-            if os.path.islink(path): found[short] = f"link to {os.readlink(path)!r}"
-            elif os.path.isfile(path): found[short] = digest_of(path)
-            else: found[short] = "folder" if os.path.isdir(path) else "other"
-    return found
-
-
 def digest_of(path):
     if os.path.getsize(path) > 2**30: return f"{os.path.getsize(path)} bytes"
     try:
@@ -366,3 +353,25 @@ def digest_of(path):
     except OSError as error: return str(error.strerror)
 
 
+READ: dict = {}  # inode, bytes and time of the last change -> digest
+
+def digest_of_link(path):
+    "The same; a file with several links is read once as long as nobody writes to it: most rows leave most files alone."
+    about = os.stat(path)
+    if about.st_nlink == 1: return digest_of(path)
+    key = about.st_ino, about.st_size, about.st_mtime_ns
+    if key not in READ: READ[key] = digest_of(path)
+    return READ[key]
+
+
+def digests(folder, digest=digest_of):
+    "Path -> what is there: a file's content, a link's goal, or what else it is."
+    found, root = {}, os.path.join(os.fsencode(folder), b"")
+    for place, folders, files in os.walk(root):
+        for name in folders + files:
+            path = os.path.join(place, name)
+            short = os.fsdecode(path.removeprefix(root))
+            if os.path.islink(path): found[short] = f"link to {os.readlink(path)!r}"
+            elif os.path.isfile(path): found[short] = digest(path)
+            else: found[short] = "folder" if os.path.isdir(path) else "other"
+    return found
