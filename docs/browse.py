@@ -59,6 +59,7 @@ def findings_of_axe(page, axe) -> list[str]:
 def search(page) -> list[str]:
     "Look for ECE as a reader does."
     page.wait_for_selector("#search-results ul.search li", timeout=15000)
+    page.wait_for_load_state("networkidle")  # what is quoted of each page comes later
     titles = page.locator("#search-results ul.search li a").all_text_contents()
     return [] if any("calibration" in title.lower() or "ece" in title.lower() for title in titles) else [
         f"nothing of use among the results for ECE: {titles[:5]}"]

@@ -7,6 +7,9 @@ document.addEventListener("DOMContentLoaded", () => {
   }
   for (const summary of document.querySelectorAll("details > summary"))
     if (!summary.textContent.trim()) summary.setAttribute("aria-label", "Pages below");
-  for (const box of document.querySelectorAll(".bd-article table, .bd-article .formula, .bd-article pre, .cell_output"))
-    if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight) box.setAttribute("tabindex", "0");
+  const boxes = ".bd-article :is(table, .formula, pre), .cell_output, .bd-article :is(p, li):has(> math)";
+  for (const box of document.querySelectorAll(boxes)) {
+    const cut = box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight;
+    if (cut && getComputedStyle(box).overflowX !== "visible") box.setAttribute("tabindex", "0");
+  }
 });
