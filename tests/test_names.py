@@ -367,7 +367,9 @@ def is_live(tag, about):
     "whether an element is none of those that the page of a notebook has"
     outside = tag == "img" and not about["src"].startswith("data:image/png") or (
         tag == "a" and not about.get("href", "#").startswith("#"))
-    return outside or tag in ("script", "u", "iframe", "comment", "object", "svg") or not set(about) <= HARMLESS
+    viewport = tag == "meta" and about.get("name") == "viewport" and set(about) == {"name", "content"}
+    return outside or tag in ("script", "u", "iframe", "comment", "object", "svg") or not (
+        viewport or set(about) <= HARMLESS)
 
 
 @pytest.mark.slow(60)

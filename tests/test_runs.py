@@ -276,7 +276,7 @@ def test_errors_in_the_kernel(notebook, tmp_path, capsys):
 @pytest.mark.slow(10)
 def test_words_of_several_processes(notebook, tmp_path, monkeypatch):
     "One that fails takes the others along; the reasons of all are told, and a log is kept for each."
-    monkeypatch.setattr(jobs.is_broken, "__defaults__", (5.0,))
+    monkeypatch.setattr(jobs.is_broken, "__defaults__", (12.0,))  # the second may be that much later on a busy machine
     wrong = [jobs.job_for({"method": "ft", "out": str(tmp_path/"logs"), "batch_size": size}) for size in (5, 6)]
     began, before = time.monotonic(), psutil.Process().children(recursive=True)  # Python's own, of another test
     assert jobs.run_all(notebook, wrong, 2, logs=tmp_path/"said", processes=2) == 1 and time.monotonic() - began < 50
