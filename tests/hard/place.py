@@ -368,6 +368,7 @@ def digests(folder, digest=digest_of):
     "Path -> what is there: a file's content, a link's goal, or what else it is."
     found, root = {}, os.path.join(os.fsencode(folder), b"")
     for place, folders, files in os.walk(root):
+        if b"__pycache__" in folders: folders.remove(b"__pycache__")  # what Python keeps of a user's own module
         for name in folders + files:
             path = os.path.join(place, name)
             short = os.fsdecode(path.removeprefix(root))
