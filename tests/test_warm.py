@@ -21,7 +21,7 @@ json.dump({"words": sys.argv, "there": sorted(set(sys.argv) & set(sys.modules)),
            "read": sys.stdin.read(), "threads": len(os.listdir("/proc/self/task")),
            "open": len(os.listdir("/proc/self/fd"))}, sys.stdout)
 """
-SLEEP = BEGIN + "import time\nprint(flush=True)\ntime.sleep(100)"
+SLEEP = BEGIN + "import time\nprint(flush=True)\nfor _ in range(1000): time.sleep(0.1)"  # a signal just before one is heard
 
 
 def is_alive(number):
@@ -106,7 +106,7 @@ from carot.engine import warm
 with warm.warm_start([]) as server:
     child = warm.popen([{SLEEP!r}], os.environ, None)
     print(server.process.pid, child.pid, flush=True)
-    time.sleep(100)
+    for _ in range(1000): time.sleep(0.1)
 """
     quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     with subprocess.Popen([sys.executable, "-c", parent], **quiet) as process:
