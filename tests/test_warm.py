@@ -21,7 +21,7 @@ json.dump({"words": sys.argv, "there": sorted(set(sys.argv) & set(sys.modules)),
            "read": sys.stdin.read(), "threads": len(os.listdir("/proc/self/task")),
            "open": len(os.listdir("/proc/self/fd"))}, sys.stdout)
 """
-SLEEP = BEGIN + "import time\nprint(flush=True)\nfor _ in range(1000): time.sleep(0.1)"  # a signal just before one is heard
+SLEEP = BEGIN + "import time\nprint(flush=True)\nfor _ in range(1000): time.sleep(0.1)"  # hears a signal between two
 
 
 def is_alive(number):
