@@ -503,6 +503,7 @@ def report_on(
     skipped = table.done - table.read
     if skipped > 10: print(f"  … {skipped} files skipped in all; the table has the reasons")
 
+# %% ../nbs/6_use/01_predict.ipynb #c1a551f1
 @bounded()
 def classify_files(
     checkpoint: str | Path,  # a run's directory, or student/ or teacher/ in it
