@@ -1,4 +1,5 @@
-"""Reads settings.ini; the wheel also carries the run notebooks and the published figures."""
+"""Reads settings.ini; the wheel also carries what `carot.core.shipped` finds."""
+import json
 import re
 from configparser import ConfigParser
 from pathlib import Path
@@ -12,8 +13,10 @@ parser.read("settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 repository = cfg.get("git_url") or f"https://github.com/{cfg['user']}/{cfg['repo']}"
 
-# folder in the wheel -> files of the clone that go there
-SHIPPED = {"notebooks": "nbs/runs/*.ipynb", "reported": "expt_logs/reported/*"}
+# files of the clone that the wheel carries below carot/shipped: the book, and all that a notebook of it reads
+SHIPPED = """nbs/**/[!._]*.ipynb speed/*.tsv expt_logs/reported/* expt_logs/reference/glyphs/claims/claims.md
+expt_logs/reference/glyphs/report/table[23].md expt_logs/reference/glyphs/*/*/config.json
+expt_logs/reference/glyphs/*/*/metrics.tsv""".split()
 CLASSIFIERS = """
 Development Status :: 4 - Beta
 Environment :: Console
@@ -40,16 +43,26 @@ def with_absolute_links(text):
     return re.sub(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s]+)\)", absolute, text)
 
 
+def without_outputs(text):
+    "A notebook without what its execution makes, with which the wheel would be three times as large."
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code": cell.update(outputs=[], execution_count=None)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
 class BuildWithNotebooks(build_py):
     def run(self):
         super().run()
         if getattr(self, "editable_mode", False):
             return  # an editable install reads them from the clone
-        for folder, pattern in SHIPPED.items():
-            target = Path(self.build_lib) / cfg["lib_name"] / folder
-            target.mkdir(parents=True, exist_ok=True)
-            for file in sorted(Path().glob(pattern)):
-                copy2(file, target)
+        for file in sorted(file for pattern in SHIPPED for file in Path().glob(pattern)):
+            if any(part.startswith(".") for part in file.parts): continue
+            target = Path(self.build_lib) / cfg["lib_name"] / "shipped" / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy2(file, target)
+            if file.suffix == ".ipynb":
+                target.write_text(without_outputs(file.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 setup(

@@ -53,6 +53,11 @@ class Command:
     prints: bool = False  # whether what the function returns is printed
     rest: str = ""  # the parameter that takes what follows `--`
 
+    @property
+    def spelt(self) -> str:
+        "The word as usage and errors show it: the words it may be, or what it stands for."
+        return self.pattern if "|" in self.pattern else self.word.upper()
+
 # %% ../nbs/6_use/02_cli.ipynb #23f04f51
 COMMANDS = {
     "check": Command("carot.runs.check:check_setup",
@@ -72,6 +77,9 @@ COMMANDS = {
     "translate": Command("carot.translate:translate_command",
                          "a command of the public code, of CaRot or FLYP, becomes one of carot, flag by flag",
                          pattern="python src/main.py --FLAG VALUE ...", rest="words"),
+    "notebooks": Command("carot.runs.book:copy_notebooks",
+                         "chapters, run notebooks and tutorial in a folder of your own, to open in JupyterLab",
+                         word="folder", pattern=r"(?s)(?!-).+", prints=True),
     "completion": Command("carot.cli:print_completion", "a script that completes carot's commands in a shell",
                           word="shell", pattern="bash|zsh|tcsh"),
 }
@@ -108,6 +116,7 @@ examples
   carot check --benchmark imagenet --root /data        ImageNet and its five shifts
   carot reproduce --benchmark imagenet --root /data
   carot translate -- python src/main.py --train-dataset=ImageNet --lr 1e-5 --wd 0.1 --method carot
+  carot notebooks my-book                              the book to take along: every chapter, to open and run
   eval "$(carot completion bash)"                      commands and options complete with Tab
 
 results
@@ -354,7 +363,7 @@ def command_parser(
 ) -> Parser:
     "The parser of one command."
     about = COMMANDS[command]
-    word = f" [{about.word.upper()}]" if about.word == "notebook" else f" {about.pattern}" if about.word else ""
+    word = f" [{about.spelt}]" if about.word == "notebook" else f" {about.spelt}" if about.word else ""
     rest = f" -- {about.pattern}" if about.rest else ""
     more = f"In brackets: the default{' of this benchmark and method' * (about.options == 'run')}."
     text = ast.get_docstring(function_source(about.function)[0])
@@ -408,6 +417,7 @@ def whole_parser(
     for name, about in COMMANDS.items():
         command = commands.add_parser(name, help=about.summary)
         if about.word == "shell": command.add_argument(about.word, choices=about.pattern.split("|"))
+        if about.word == "folder": command.add_argument(about.word).complete = file  # type: ignore[attr-defined]
         options = command_options(name)
         for option, action in add_options(command, options).items():
             action.choices = names.get(option, options.known[option].choices)
@@ -446,7 +456,7 @@ def read_command(
     given = {about.word: words.pop(0)} if about.word and words and re.fullmatch(about.pattern, words[0]) else {}
     found = given | rest | read_words(command, words, command_options(command, words, given.get("notebook")))
     if about.word and about.word != "notebook" and not given:
-        raise UserError(f"carot {command} needs one of {about.pattern.replace('|', ', ')}")
+        raise UserError(f"carot {command} needs {'one of ' * ('|' in about.spelt)}{about.spelt.replace('|', ', ')}")
     return found
 
 def exit_code(

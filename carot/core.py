@@ -18,10 +18,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+import carot
+
 # %% auto #0
 __all__ = ['LONGEST_ERROR', 'LONGEST_NAME', 'RESERVED', 'T', 'visible', 'UserError', 'unknown', 'check_name', 'check_set_name',
-           'write_atomic', 'weights_file', 'content_digest', 'model_digest', 'digest', 'spell', 'load_object',
-           'LazyModule', 'lazy']
+           'write_atomic', 'weights_file', 'content_digest', 'model_digest', 'shipped', 'digest', 'spell',
+           'load_object', 'LazyModule', 'lazy']
 
 # %% ../nbs/1_method/00_core.ipynb #961e89a5
 def visible(
@@ -130,6 +132,14 @@ def model_digest(
     "What stands for a model: the content of its configuration and of its weights."
     weights = weights_file(folder)
     return content_digest(Path(folder)/"open_clip_config.json", *([weights] if weights else []))
+
+# %% ../nbs/1_method/00_core.ipynb #092294fa
+def shipped(
+    name: str,  # path in the repository: "nbs/runs", "speed/decode.tsv"
+) -> Path:
+    "A file or folder of the repository: inside an installed package, else in the clone that the package lies in."
+    package = Path(carot.__file__).absolute().parent
+    return (package/"shipped" if (package/"shipped").is_dir() else package.parent)/name
 
 # %% ../nbs/1_method/00_core.ipynb #ed81707d
 def digest(

@@ -107,7 +107,8 @@ def commands_page() -> str:
         known = command_options(name).known.values()
         rows = [(f"`--{about.name.replace('_', '-')}`", about.kind.__name__,
                  "–" if about.default in (None, "") else f"`{about.default}`", plain(about.help)) for about in known]
-        usage = f"carot {name} [--OPTION VALUE …]" + (f" -- {command.pattern}" if command.rest else "")
+        word = f" [{command.spelt}]" if command.word == "notebook" else f" {command.spelt}" if command.word else ""
+        usage = f"carot {name}{word} [--OPTION VALUE …]" + (f" -- {command.pattern}" if command.rest else "")
         parts += [f"## {name}\n", f"{plain(command.summary)}.\n", f"```sh\n{usage}\n```\n"]
         if rows: parts.append(markdown(pd.DataFrame(rows, columns=["option", "type", "default", "is"])) + "\n")
     return "\n".join(parts)

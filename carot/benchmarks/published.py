@@ -5,11 +5,9 @@
 # %% ../../nbs/2_benchmarks/08_published.ipynb #6446ef76
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import carot
-from ..core import lazy, unknown
+from ..core import lazy, shipped, unknown
 
 # %% auto #0
 __all__ = ['NAMES', 'COLUMNS', 'MODEL', 'REMARKS', 'ZERO_SHOT', 'read_reported', 'reported_figures', 'zero_shot']
@@ -23,9 +21,8 @@ NAMES = {"static-sd": "carot-still"}  # what a method is called there, and here
 
 def read_reported() -> pd.DataFrame:  # source, method, batch (of training), metric, a column per set, model
     "All figures, from the clone or from the installed package."
-    package = Path(carot.__file__).parent
-    folder = next(place for place in (package.parent/"expt_logs"/"reported", package/"reported") if place.is_dir())
-    table = pd.read_csv(folder/"reported.tsv", sep="\t", dtype={"batch": str}).replace({"method": NAMES})
+    table = pd.read_csv(shipped("expt_logs/reported/reported.tsv"), sep="\t", dtype={"batch": str})
+    table = table.replace({"method": NAMES})
     sets = table.columns.drop(["source", "method", "batch", "metric", "model"])
     return table.assign(**{name: pd.to_numeric(table[name], errors="coerce") for name in sets})  # "-": not given
 

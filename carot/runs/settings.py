@@ -18,7 +18,7 @@ from typing import Any
 
 import carot
 from ..config import KINDS, RunSettings, Setting, TrainSettings, convert, describe, parse, parse_settings
-from ..core import UserError, digest, spell, unknown
+from ..core import UserError, digest, shipped, spell, unknown
 from ..data import BenchmarkSpec, benchmark_spec, built_in_benchmarks
 from ..methods.base import Method, all_methods, benchmark_defaults, find_method, settings_of
 from .errors import shown_path
@@ -219,10 +219,8 @@ def usual_methods() -> list[Method]:
 def notebook_path(
     name: str,  # "fine_tune", "report", "claims"
 ) -> Path:
-    "Where one of carot's parameterised notebooks is: in a clone beside the package, in a wheel inside."
-    package = Path(carot.__file__).parent
-    clone = package.parent/"nbs"/"runs"/f"{name}.ipynb"
-    return clone if clone.exists() else package/"notebooks"/f"{name}.ipynb"
+    "Where one of carot's parameterised notebooks is."
+    return shipped("nbs/runs")/f"{name}.ipynb"
 
 # %% ../../nbs/4_runs/00_settings.ipynb #41d6cd1c
 def parameters_source(

@@ -503,6 +503,23 @@ OTHERS = options("translate", {
     Row("check a thousand million epochs", "check {common} --no-time-step --epochs 1000000000", "ready", None, 0),
 ]
 
+BOOK = [
+    Row("notebooks for nowhere", "notebooks", "needs FOLDER"),
+    Row("notebooks for nothing", ["notebooks", ""], "unexpected argument ''"),
+    Row("notebooks for two", "notebooks one two", "unexpected argument 'two'"),
+    Row("notebooks in a file", "notebooks pairs.tsv", "pairs.tsv.*move away"),
+    Row("notebooks below a file", "notebooks pairs.tsv/book", "pairs.tsv.*a file stands"),
+    Row("notebooks in a loop", "notebooks loop", "loop", link("loop", "loop")),
+    Row("notebooks in a long name", f"notebooks {LONG}", "x{20}.*shorter"),
+    Row("notebooks with a NUL", ["notebooks", "a\0b"], "folder has a NUL"),
+    Row("notebooks over one's own", "notebooks book", "index.ipynb would be overwritten",
+        file("book/index.ipynb", "{}")),
+    Row("notebooks over a pipe", "notebooks book", "index.ipynb would be overwritten",
+        several(file("book/x"), pipe("book/index.ipynb"))),
+    Row("notebooks over a folder", "notebooks book", "index.ipynb would be overwritten", folder("book/index.ipynb")),
+    Row("notebooks beside others", "notebooks new", "jupyter lab new/index.ipynb", None, 0, ("new*",)),
+]
+
 ROWS = [*WORDS, *SETTINGS, *RUNS, *MANY, *TABLES, *PREDICTIONS, *SHRINKING, *DATA, *TRAINING, *MODELS, *RESUMED,
     *RESULTS, *AROUND,
-        *OTHERS]
+        *OTHERS, *BOOK]
