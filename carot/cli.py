@@ -72,6 +72,8 @@ COMMANDS = {
     "claims": Command("carot.commands:make_claims",
                       "which of the paper's claims hold on them: test, effect, interval, verdict", "claims"),
     "predict": Command("carot.predict:classify_files", "classes and calibrated confidences of new images"),
+    "export": Command("carot.export:export_model",
+                      "a run's model as one folder with a card, to be handed on or put on the Hugging Face hub"),
     "shrink": Command("carot.benchmarks.shrink:shrink_images", "a training set of small images, which loads faster",
                       prints=True),
     "translate": Command("carot.translate:translate_command",
@@ -113,6 +115,7 @@ examples
   carot report                                         tables and figures once more
   carot check --benchmark my/                          your own: my/train/CLASS/*.jpg, my/val/..., my/ANY_SHIFT/...
   carot predict --checkpoint expt_logs/my/carot/seed=1 --images new/
+  carot export --run expt_logs/my/carot/seed=1 --to model      all that another machine needs for that
   carot check --benchmark imagenet --root /data        ImageNet and its five shifts
   carot reproduce --benchmark imagenet --root /data
   carot translate -- python src/main.py --train-dataset=ImageNet --lr 1e-5 --wd 0.1 --method carot
@@ -404,7 +407,7 @@ def read_words(
     return found
 
 # %% ../nbs/6_use/02_cli.ipynb #c6b13c18
-FILES = ("root", "out", "images", "checkpoint")  # options that name a file or a folder
+FILES = ("root", "out", "images", "checkpoint", "html", "run", "to")  # options that name a file or a folder
 
 def whole_parser(
     file: Any = None,  # what completes the name of a file

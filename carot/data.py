@@ -406,6 +406,7 @@ class BenchmarkSpec:
     equal_rates: tuple[str, ...] = ()  # learning rates at which claims compare methods, beside the tuned ones
     path: str = ""  # of a folder of one's own
     outline: Callable[[], Benchmark] | None = None  # classes, templates and sets without pixels; None: load it
+    dataset: str = ""  # what its training images are called on the Hugging Face hub
 
     def defaults_for(self, method: str) -> dict[str, Any]:
         "The run settings in which it departs from the paper's, for one method."

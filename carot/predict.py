@@ -11,12 +11,15 @@ import hashlib
 import html
 import io
 import json
+import math
 import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,26 +35,90 @@ from .calibration import softmax, temperature_and_reason
 from .clip import load_clip
 from .config import bounded
 from .conformal import Conformal, check_rule, fit_conformal
-from .core import UserError, digest, visible, write_atomic
+from .core import UserError, check_name, digest, visible, write_atomic
 from .data import BadImage, Benchmark, read_image
 from .engine.devices import check_device, make_accelerator
 from .engine.log import Progress
 from .engine.owner import sole_writer
 from .engine.signals import outlive_signals
-from .evaluate import Classifier, classifier, load_classes, read_predictions
+from .evaluate import Classifier, classifier, load_classes, read_json, read_predictions
 from .methods.base import linear_head
 from .runs.fingerprints import differences, weights_of
 from .runs.records import read_config, recorded_method
-from .runs.seals import check_made
+from .runs.seals import check_made, not_as_made, record_digest
 from .train import FineTuned
 
 # %% auto #0
-__all__ = ['COLUMNS', 'GOES_ON', 'BEGINNINGS', 'MOST_SHOWN', 'PAGE_HEAD', 'PAGE_STYLE', 'read_head', 'named_model', 'open_model',
-           'open_checkpoint', 'given_temperature', 'choose_temperature', 'set_rule', 'set_cells', 'files_below',
+__all__ = ['EXPORT', 'COLUMNS', 'GOES_ON', 'BEGINNINGS', 'MOST_SHOWN', 'PAGE_HEAD', 'PAGE_STYLE', 'Calibration', 'read_export',
+           'is_number', 'read_calibration', 'known_rule', 'read_head', 'named_model', 'open_model', 'open_checkpoint',
+           'given_temperature', 'choose_temperature', 'fit_calibration', 'set_rule', 'set_cells', 'files_below',
            'list_files', 'Files', 'stacked', 'cell_of', 'file_of', 'classified', 'table_rows', 'as_lines', 'read_table',
            'file_facts', 'mark_of', 'parts_of', 'writing', 'is_replaceable', 'target_path', 'whole_rows',
            'GrowingTable', 'begun_table', 'remove_parts', 'begins_at', 'thumbnail', 'figure_of', 'page_of', 'report_on',
            'classify_files']
+
+# %% ../nbs/6_use/01_predict.ipynb #7c95690d
+EXPORT = "carot.json"  # the record, and by its name what a folder is
+
+@dataclass(frozen=True)
+class Calibration:
+    "What a model's validation predictions say of its confidences."
+    temperature: float
+    reason: str  # why it is 1; empty if it was fitted
+    images: int  # of validation
+    thresholds: Mapping[str, float | None] = field(default_factory=dict)  # coverage "0.90" -> of APS; None: infinity
+
+def read_export(
+    folder: Path,
+) -> dict[str, Any]:  # empty if it is none
+    "The record of an export. Raises `UserError` if a file is not the one that was exported."
+    if not (folder/EXPORT).exists(): return {}
+    record = read_json(folder/EXPORT)
+    made = record.get("made")
+    whole = isinstance(made, dict) and record.get("digest") == record_digest(record)
+    wrong = not_as_made(folder, made, "open_clip_", "head.", "classes.") if whole else [EXPORT]
+    if whole and (folder/"head.safetensors").exists() and "head.safetensors" not in made: wrong += ["head.safetensors"]
+    if not wrong: return record
+    raise UserError(f"{folder/wrong[0]} is not the file that was exported: it is damaged or was exchanged; copy the "
+                    "folder again, or export the run again")
+
+# %% ../nbs/6_use/01_predict.ipynb #3a9ad90a
+def is_number(value: Any) -> bool:
+    "Whether something from JSON is a finite number."
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+def read_calibration(
+    record: Path,  # carot.json
+) -> Calibration:
+    "What calibrates a model that was handed on. Raises `UserError`."
+    try:
+        found = Calibration(**read_json(record)["calibration"])
+        check_name("reason", "none" if found.reason == "" else found.reason)
+        right = {"temperature": is_number(found.temperature) and found.temperature > 0,
+                 "images": type(found.images) is int and found.images > 0,
+                 "thresholds": all(value is None or is_number(value) for value in dict(found.thresholds).values())}
+        if not all(right.values()): raise ValueError(", ".join(name for name in right if not right[name]))
+    except (KeyError, TypeError, ValueError) as error: raise UserError(f"{record} is damaged: {error}") from None
+    return found
+
+def known_rule(
+    coverage: float,
+    found: Calibration,
+    temperature: float,  # by which logits are divided
+) -> Conformal:
+    "The rule for prediction sets of a model that was handed on. Raises `UserError` for one that it does not know."
+    name = f"{coverage:.2f}"
+    if name not in found.thresholds or not math.isclose(coverage, float(name)):
+        raise UserError(f"the sets of this export are for whole percents, as 0.9 and 0.95, not for {coverage:g} "
+                        "(parameter coverage)")
+    if temperature != found.temperature:
+        raise UserError(f"the sets of this export are for its own temperature, {found.temperature:.6g}; leave out "
+                        "temperature or coverage")
+    threshold = found.thresholds[name]
+    if threshold is None:
+        warnings.warn(f"a coverage of {coverage:g} needs more than {found.images} validation images: sets hold all "
+                      "classes", stacklevel=2)
+    return Conformal("aps", coverage, math.inf if threshold is None else threshold)
 
 # %% ../nbs/6_use/01_predict.ipynb #9f84c1af
 def read_head(
@@ -80,8 +147,8 @@ def named_model(
 
 # %% ../nbs/6_use/01_predict.ipynb #a6353ea8
 def open_model(
-    run: Path,  # a run's directory
-    part: str,  # "student" or "teacher"
+    run: Path,  # a run's directory, or an export
+    part: str,  # "student" or "teacher"; "" of an export
 ) -> tuple[FineTuned, Callable, Callable]:  # model with its head, transform, tokenizer
     "The weights that a run left behind, or the model that an untrained one names. Raises `UserError`."
     config = read_config(run)
@@ -97,14 +164,15 @@ def open_model(
     return FineTuned(clip, *read_head(head, clip.config["model_cfg"]["embed_dim"])), transform, tokenizer
 
 def open_checkpoint(
-    checkpoint: str | Path,  # a run's directory, or student/ or teacher/ in it
+    checkpoint: str | Path,  # a run's directory, or student/ or teacher/ in it, or an export
     device: str = "auto",
-) -> tuple[Classifier, Callable, Benchmark, Path | None]:  # classifier, transform, class names, validation predictions
-    "The classifier that a run left behind. Raises `UserError`."
+) -> tuple[Classifier, Callable, Benchmark, Path | None]:  # with transform, class names, and what calibrates it
+    "The classifier that a run left behind, and its validation predictions or its export's record. Raises `UserError`."
     folder = Path(checkpoint)
     if not os.path.isdir(folder): raise UserError(f"there is no folder {str(checkpoint)!r} (parameter checkpoint)")
-    inside = folder.name in ("student", "teacher") and (folder/"open_clip_config.json").exists()
-    run, part = (folder.parent, folder.name) if inside else (folder, "student")
+    record = read_export(folder)
+    inside = folder.name in ("student", "teacher") and (folder/"open_clip_config.json").exists() and not record
+    run, part = (folder.parent, folder.name) if inside else (folder, "" if record else "student")
     benchmark = load_classes(run)
     trained, transform, tokenizer = open_model(run, part)
     if trained.head is not None and trained.head.out_features != len(benchmark.classnames):
@@ -113,8 +181,8 @@ def open_checkpoint(
     device = make_accelerator(device, "fp32").device
     trained.student.to(device)
     if trained.head is not None: trained.head.to(device)
-    val = run/"predictions"/"val.safetensors"
-    known = part == "student" and val.exists()
+    val = folder/EXPORT if record else run/"predictions"/"val.safetensors"
+    known = record.get("calibration") if record else part == "student" and val.exists()
     return classifier(trained, tokenizer, benchmark), transform, benchmark, val if known else None
 
 # %% ../nbs/6_use/01_predict.ipynb #2f680243
@@ -130,29 +198,37 @@ def given_temperature(
 
 def choose_temperature(
     temperature: str | float,  # "auto" or a positive number
-    val: Path | None,  # saved validation predictions
+    val: Path | None,  # saved validation predictions, or the record of an export
     classes: int | None = None,  # of the model
 ) -> tuple[float, str]:  # the temperature, and in words where it comes from, or why there is none
     "The number that logits are divided by. Raises `UserError` for one that is none."
     value = given_temperature(temperature)
     if value is not None: return value, "as given"
     if val is None: return 1.0, "none applied: there are no validation predictions of this model"
+    found = read_calibration(val) if val.name == EXPORT else fit_calibration(val, classes)
+    about = f"fitted on the {found.images:,} validation images of the run"
+    return found.temperature, f"none applied: on validation, {found.reason}" if found.reason else about
+
+def fit_calibration(
+    val: Path,  # saved validation predictions
+    classes: int | None = None,  # of the model
+) -> Calibration:  # without thresholds
+    "The temperature of a model, from its validation predictions. Raises `UserError`."
     predictions = read_predictions(val)
     if classes and predictions.logits.shape[1] != classes:
         raise UserError(f"{val} is damaged: it is of {predictions.logits.shape[1]} classes, the model of {classes}")
-    T, reason = temperature_and_reason(predictions.logits, predictions.labels)
-    about = f"fitted on the {len(predictions.labels):,} validation images of the run"
-    return T, f"none applied: on validation, {reason}" if reason else about
+    return Calibration(*temperature_and_reason(predictions.logits, predictions.labels), len(predictions.labels))
 
 # %% ../nbs/6_use/01_predict.ipynb #9cfeeb58
 def set_rule(
     coverage: float,  # share of images whose set shall hold their class; 0: no sets
-    val: Path | None,  # saved validation predictions
+    val: Path | None,  # saved validation predictions, or the record of an export
     temperature: float = 1.0,
 ) -> Conformal | None:  # None: no sets
     "The rule for prediction sets of APS, without coins. Raises `UserError`."
     if not coverage: return None
     if val is None: raise UserError("this model has no validation predictions to fit sets on; leave out coverage")
+    if val.name == EXPORT: return known_rule(coverage, read_calibration(val), temperature)
     predictions = read_predictions(val)
     return fit_conformal(softmax(predictions.logits / temperature), predictions.labels, coverage)
 
@@ -506,7 +582,7 @@ def report_on(
 # %% ../nbs/6_use/01_predict.ipynb #c1a551f1
 @bounded()
 def classify_files(
-    checkpoint: str | Path,  # a run's directory, or student/ or teacher/ in it
+    checkpoint: str | Path,  # a run's directory, or student/ or teacher/ in it, or a folder of carot export
     images: str | Path,  # a folder, a list of paths (.txt), or one image; EXIF's rotation is ignored, as in training
     out: str | Path | None = "predictions.tsv",  # table that is written as it grows; None: no file
     temperature: str | float = "auto",  # divides the logits: a number, or auto: fitted on the run's validation images

@@ -394,6 +394,7 @@ def test_preflight(tree, tmp_path, monkeypatch, warm):
 
 NEEDS = {("predict",): "needs --checkpoint", ("predict", "--checkpoint", "x"): "needs --images",
          ("predict", "--checkpoint", "x", "--images", "y"): "",
+         ("export", "--to", "x"): "needs --run", ("export", "--run", "x"): "needs --to",
          ("shrink", "--root", "."): "needs --out", ("shrink", "--root", "nowhere", "--out", "x"): "no folder 'nowhere'",
          ("shrink", "--root", "/dev/null", "--out", "x"): "no folder",
          ("check", "--benchmark", "imagenet"): "parameter root",

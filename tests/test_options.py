@@ -70,6 +70,7 @@ OWN = [  # of one command
     ("predict --checkpoint=. --images=. --temperature=", "is empty"),
     *((f"predict --checkpoint=. --images=. --temperature={T}", "temperature")
       for T in ("nan", "0", "-1", "inf", "hot")),
+    ("export --run=. --to=", "to is empty"), ("export --run= --to=x", "run is empty"),
     ("shrink --root=. --out=", "out is empty"), ("shrink --root=. --out=o --shorter-side=0", "at least 1"),
     ("shrink --root=. --out=o --quality=0", "at least 1"), ("shrink --root=. --out=o --quality=101", "at most 100"),
     ("shrink --root=. --out=o --quality=95.5", "takes int"), ("shrink --root=. --out=o --workers=-1", "at least 0"),

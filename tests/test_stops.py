@@ -65,6 +65,7 @@ FIRST = [  # command, signal, seconds after its first line
     (["run", "--method=lp"], "SIGHUP", 0.1), (["run", "--method=lp"], "SIGTERM", 0.2),
     (["check"], "SIGINT", 0.05), (["check"], "SIGTERM", 0.5), (["reproduce"], "SIGHUP", 0.5),
     (["sweep", "--grid=lr=0.1,0.2"], "SIGTERM", 0.3), (["predict", *NOTHING], "SIGTERM", 0),
+    (["export", "--run=none", "--to=out"], "SIGHUP", 0),
     (["shrink", "--root=none", "--out=small"], "SIGHUP", 0), (["report"], "SIGINT", 0), (["claims"], "SIGTERM", 0)]
 
 @pytest.mark.parametrize("words, name, seconds", FIRST, ids=lambda x: x[0] if isinstance(x, list) else None)

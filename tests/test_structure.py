@@ -23,7 +23,7 @@ FLOORS = [  # a module may import those of its own floor and of the floors befor
     ["carot.benchmarks", "carot.train", "carot.evaluate"],
     ["carot.runs"],
     ["carot.predict"],
-    ["carot.analysis", "carot.commands", "carot.translate", "carot.cli", "carot.__main__"],
+    ["carot.analysis", "carot.commands", "carot.export", "carot.translate", "carot.cli", "carot.__main__"],
 ]
 METHODS = [f"methods.{file.stem}" for file in ROOT.glob("carot/methods/[!_]*.py")]
 LIGHT = [*METHODS, *"""core config data conformal teachers

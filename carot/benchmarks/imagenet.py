@@ -319,4 +319,4 @@ def look_at_imagenet(
 IMAGENET = BenchmarkSpec(
     "imagenet", "ImageNet and its five shifts: V2, R, A, Sketch and ObjectNet", load, note=NOTE,
     inspect=look_at_imagenet, counts={name: which.images for name, which in SETS.items()}, published=reported_figures,
-    zero_shot=zero_shot, needs_root=True)
+    zero_shot=zero_shot, needs_root=True, dataset="ILSVRC/imagenet-1k")

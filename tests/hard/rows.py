@@ -75,7 +75,8 @@ WORDS = [
     Row("a notebook that cannot be parsed", "run own.ipynb", "parameters cell", file(
         "own.ipynb", '{"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["a = ("]}]}')),
     *[Row(f"{command} with nonsense", f"{command} --nonsense 1", "unknown option '--nonsense'") for command in
-      ("check", "reproduce", "run", "sweep", "report", "claims", "predict", "shrink", "translate", "completion bash")],
+      ("check", "reproduce", "run", "sweep", "report", "claims", "predict", "export", "shrink", "translate",
+       "completion bash")],
 ]
 
 SETTINGS = options("run --method carot {common} --seed 9", {
@@ -281,6 +282,39 @@ SHRINKING = options(SHRINK, {
         leaves=("small*",)),
     Row("shrink a pipe", SHRINK, "p.png", pipe("my/train/cat/p.png"), 0, ("small*",)),
     Row("shrink a broken image", SHRINK, "0.png", file("my/train/cat/0.png", "x"), 0, ("small*",)),
+]
+
+EXPORT = "export --run {ft} --to out"
+EXPORTED = options(EXPORT, {
+    "--part pupil": "unknown part 'pupil'", "--part teacher": "ft has no teacher", "--part=": "part is empty",
+    "--license MIT": "license must be spelt", "--license=": "license is empty", "--push a/b/c": "cannot name",
+    "--push=": "push is empty", "--private=maybe": "private takes bool"}) + [
+    Row("an export of what is not there", "export --run nowhere --to out", "no folder 'nowhere'"),
+    Row("an export of no run", "export --run new --to out", "not the directory of a complete run"),
+    Row("an export of a run that was begun", "export --run {begun} --to out", "not the directory of a complete run"),
+    Row("an export of a student", "export --run {ft}/student --to out", "not the directory of a complete run"),
+    Row("an export into a file", "export --run {zs} --to pairs.tsv", "pairs.tsv is no folder"),
+    Row("an export below a file", "export --run {zs} --to pairs.tsv/out", "pairs.tsv.*directory"),
+    Row("an export into images", "export --run {zs} --to my", "other folder|another folder"),
+    Row("an export into its run", "export --run {zs} --to {zs}", "another folder"),
+    Row("an export here", "export --run {zs} --to .", "working directory"),
+    Row("an export into a loop", "export --run {zs} --to loop", "loop", link("loop", "loop")),
+    Row("an export into a pipe", "export --run {zs} --to pipe", "pipe is no folder", pipe("pipe")),
+    Row("an export into a long name", f"export --run {{zs}} --to {LONG}", "x{20}.*too long"),
+    Row("an export with a NUL", ["export", "--run", "{zs}", "--to", "a\0b"], "to has a NUL"),
+    Row("an export over a record that is none", "export --run {zs} --to out", "carot.json",
+        file("out/carot.json", "[")),
+    Row("an export over a record of pipes", "export --run {zs} --to out", "carot.json",
+        several(folder("out"), pipe("out/carot.json"))),
+    *[Row(f"an export of {what}", EXPORT, says, make) for what, make, says in [
+        ("an edited record", node("{ft}/config.json", "seconds.total", 7), "config.json is not the file"),
+        ("no record", gone("{ft}/config.json"), "not the directory of a complete run"),
+        ("other classes", node("{ft}/classes.json", "classnames", ["owl", "dog", "cat"]), "classes.json"),
+        ("other weights", tensors("{ft}/student/open_clip_model.safetensors", other_weights), "open_clip_model"),
+        ("no weights", gone("{ft}/student/open_clip_model.safetensors"), "open_clip_model"),
+        ("another head", tensors("{ft}/student/head.safetensors", other_weights), "head"),
+        ("other figures", file("{ft}/metrics.tsv", "set\tid\n"), "metrics.tsv"),
+        ("predictions that are text", file("{ft}/predictions/Dark.safetensors", "x"), "Dark.safetensors")]],
 ]
 
 SET = {"no training set": (gone("my/train"), "no folder my/train"), "no validation set": (gone("my/val"), "my/val"),
@@ -520,6 +554,5 @@ BOOK = [
     Row("notebooks beside others", "notebooks new", "jupyter lab new/index.ipynb", None, 0, ("new*",)),
 ]
 
-ROWS = [*WORDS, *SETTINGS, *RUNS, *MANY, *TABLES, *PREDICTIONS, *SHRINKING, *DATA, *TRAINING, *MODELS, *RESUMED,
-    *RESULTS, *AROUND,
-        *OTHERS, *BOOK]
+ROWS = [*WORDS, *SETTINGS, *RUNS, *MANY, *TABLES, *PREDICTIONS, *EXPORTED, *SHRINKING, *DATA, *TRAINING, *MODELS,
+        *RESUMED, *RESULTS, *AROUND, *OTHERS, *BOOK]

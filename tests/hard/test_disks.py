@@ -15,6 +15,7 @@ from hard.rows import AGAIN, CLAIMS, PREDICT, REPORT, SHRINK
 pytestmark = [pytest.mark.slow(1), pytest.mark.xdist_group("hard disks")]
 NEW = "run --method ft {common} --seed 8"
 WRITERS = {"run": NEW, "go on": AGAIN, "report": REPORT, "claims": CLAIMS, "predict": PREDICT, "shrink": SHRINK,
+           "export": "export --run {ft} --to out",
            "sweep": "sweep --method zs --grid seed=1 --benchmark my --model model"}
 
 
@@ -61,7 +62,7 @@ def mounted(folder, options):
 
 
 @pytest.mark.parametrize("words", [f"{NEW} --out disk", f"{PREDICT} --out disk/p.tsv",
-    "shrink --root my --out disk/small"])
+    "shrink --root my --out disk/small", "export --run {zs} --to disk/out"])
 def test_a_full_disk(words, place, tmp_path):
     here = copy_place(place, tmp_path/"here")
     with mounted(here/"disk", "size=64k"):
@@ -74,7 +75,7 @@ def test_a_full_disk(words, place, tmp_path):
 
 
 @pytest.mark.parametrize("words", [f"{NEW} --out disk", f"{PREDICT} --out disk/p.tsv",
-    "shrink --root my --out disk/small",
+    "shrink --root my --out disk/small", "export --run {zs} --to disk/out",
                                    f"{REPORT} --out disk/expt_logs"])
 def test_a_disk_that_is_only_read(words, place, tmp_path):
     here = copy_place(place, tmp_path/"here")
