@@ -4,10 +4,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import hooks
 import nbformat
 import papermill
 import pytest
+from traitlets.config import Config
 
 from carot.cli import command_options
 from carot.runs.settings import notebook_parameters, parameters_cell
@@ -74,3 +77,27 @@ def test_the_comparison_notebook_and_the_command_are_one():
     command = command_options("reproduce").known
     for name, about in notebook_parameters(ROOT/"nbs"/"runs"/"reproduce.ipynb").items():
         assert command[name].kind is about.kind, name
+
+@pytest.mark.parametrize("file", [ROOT/"nbs"/"index.ipynb", ROOT/"nbs"/"runs"/"fine_tune.ipynb"], ids=ids)
+def test_jupyterlab_saves_a_notebook_as_git_has_it(file, tmp_path):
+    "After it was opened and run: what an editor notes in it is left out, tags and alternative texts are kept."
+    shutil.copy(ROOT/"settings.ini", tmp_path)
+    shutil.copy(file, tmp_path/"x.ipynb")
+    notebook = nbformat.read(file, 4)
+    for number, cell in enumerate(c for c in notebook.cells if c.cell_type == "code"):
+        cell.execution_count, cell.metadata["execution"] = number, {"iopub.status.busy": "now"}
+    notebook.metadata.kernelspec["display_name"], notebook.metadata["language_info"] = "Python 3", {"name": "python"}
+    server = {"c": Config()}
+    exec(hooks.HOOK, server)
+    model, manager = {"type": "notebook", "content": notebook}, SimpleNamespace(root_dir=str(tmp_path))
+    for path in ("/x.ipynb", "new.ipynb"):
+        server["c"].ContentsManager.pre_save_hook(model=model, path=path, contents_manager=manager)
+    assert nbformat.writes(notebook) + "\n" == file.read_text()
+
+def test_hooks_are_installed_once_and_over_nobodys(tmp_path):
+    config = tmp_path/"etc"/"jupyter_server_config.py"
+    for _ in range(2): hooks.install_in_jupyter(config)
+    assert config.read_text() == hooks.HOOK
+    config.write_text("c.ContentsManager.pre_save_hook = mine\n")
+    with pytest.raises(SystemExit, match="another pre_save_hook is there"): hooks.install_in_jupyter(config)
+    assert config.read_text() == "c.ContentsManager.pre_save_hook = mine\n"
