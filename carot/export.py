@@ -127,7 +127,7 @@ def results_of(
     files = [run/"predictions"/f"{name}.safetensors" for name in found.index]
     return found.assign(scaled=[scaled_ece(file, temperature) for file in files])
 
-# %% ../nbs/6_use/05_export.ipynb #05e890f9
+# %% ../nbs/6_use/05_export.ipynb #e13df1f8
 MOST_PANELS = 8  # sets in a picture; all are in the table
 
 def draw_calibration(
@@ -135,16 +135,16 @@ def draw_calibration(
     results: pd.DataFrame,  # from `results_of`
     temperature: float = 1.0,
 ) -> Figure | None:  # None: there are no predictions
-    "Reliability diagrams of a run's sets: as trained, and after the temperature if there is one."
+    "Reliability diagrams of a run's sets: without, and after the temperature if there is one."
     names, rows = list(results.index[results.scaled.notna()][:MOST_PANELS]), list(dict.fromkeys([1.0, temperature]))
     if not names: return None
-    figure = Figure(figsize=(1.85 * len(names) + 0.6, 2.15 * len(rows) + 0.3), layout="constrained")
+    figure = Figure(figsize=(1.85 * len(names) + 0.6, 2.3 * len(rows) + 0.4), layout="constrained")
     axes = figure.subplots(len(rows), len(names), squeeze=False)
     for j, name in enumerate(names):
         saved = read_predictions(run/"predictions"/f"{name}.safetensors")
         for i, T in enumerate(rows):
             ax = reliability_diagram(softmax(saved.logits / T), saved.labels, ax=axes[i][j])
-            what = "as trained" if T == 1 else f"temperature {T:.2f}"
+            what = "no temperature" if T == 1 else f"temperature {T:.2f}"
             ax.set(xlabel="confidence" if i == len(rows) - 1 else "", ylabel="" if j else f"{what}\naccuracy")
             ax.tick_params(labelsize=7, labelleft=j == 0, labelbottom=i == len(rows) - 1)
             if i == 0: ax.set_title(in_figure(name), fontsize=10)
@@ -209,7 +209,7 @@ def introduction(handed: Handed) -> str:
     return (f"{begin}, fine-tuned by {in_markdown(method.title)} ({in_markdown(method.summary)}{source}).{whose} Its "
             f"classifier is {head}.")
 
-# %% ../nbs/6_use/05_export.ipynb #8fa2dfe9
+# %% ../nbs/6_use/05_export.ipynb #9cd41c8e
 def results_table(
     results: pd.DataFrame,  # from `results_of`
     scaled: bool,  # whether there is a temperature
@@ -239,8 +239,8 @@ def about_results(
     text = ("Accuracy, and expected calibration error (ECE) of the top label in ten bins: how far confidence and "
             f"accuracy are apart.\n\n{results_table(results, scaled)}\n\n{about_temperature(calibration)}")
     if not drawn: return text
-    alt = (f"Reliability diagrams, accuracy against confidence in ten bins, of {', '.join(drawn[:MOST_PANELS])}: as "
-           f"trained{', and below after the temperature' * scaled}. Their calibration errors are in the table above.")
+    alt = (f"Reliability diagrams, accuracy against confidence in ten bins, of {', '.join(drawn[:MOST_PANELS])}"
+           f"{': above without, below after the temperature' * scaled}. The errors are in the table above.")
     return f"{text}\n\n![{in_markdown(alt)}](reliability.png)"
 
 # %% ../nbs/6_use/05_export.ipynb #e9567332
@@ -432,13 +432,14 @@ def export_to(
         put_in_place(work/"new", check_target(to), work/"old")
     return target
 
-# %% ../nbs/6_use/05_export.ipynb #53c50a93
+# %% ../nbs/6_use/05_export.ipynb #51465c76
 def check_repository(
-    repository: str,  # NAME or OWNER/NAME
+    repository: str,  # OWNER/NAME
 ) -> None:
     "Raises `UserError` for a name that cannot be, or if there is no token to write with."
     try: hub.utils.validate_repo_id(repository)
-    except ValueError as error: raise UserError(f"{repository!r} cannot name a repository: {error}") from None
+    except ValueError: raise UserError(f"{repository[:80]!r} cannot name a repository; give OWNER/NAME") from None
+    if "/" not in repository: raise UserError(f"{repository!r} lacks its owner; give OWNER/NAME (parameter push)")
     if not hub.get_token():
         raise UserError("--push needs a token of the hub that may write: hf auth login, or HF_TOKEN=...")
 
@@ -453,7 +454,7 @@ def why(error: Exception) -> str:
 
 def push_folder(
     folder: Path,  # an export
-    repository: str,  # NAME or OWNER/NAME
+    repository: str,  # OWNER/NAME
     private: bool = False,  # if it is new
 ) -> str:  # its address
     "Sends an export to the hub: one commit, without files of an earlier export. Raises `UserError`."

@@ -1,17 +1,17 @@
 """Commands that are stopped and killed at any moment end like ones that are left alone, and leave nothing behind.
 
-    python speed/kill_often.py [--stops 50] [--kills 200] [--commands run,sweep,report,predict,shrink]
+    python speed/kill_often.py [--stops 50] [--kills 200] [--commands run,sweep,report,predict,export,shrink]
                                [--seed 1] [--out speed/kill_often.tsv]
 
 Each command (a run of CaRot with a checkpoint every two steps, a sweep of two runs, a report, the classes of images, a
-training set made small) is first made undisturbed, on the built-in benchmark. Then it is begun again and again in
-another folder. A stop is SIGTERM, SIGINT or SIGHUP to the command, at a random moment from its first line of Python on,
-a third of them within the first second and a half: it must end with 75, or with 0 if it was done. A kill is kill -9 of
-the command, or of one of the processes below it, at a random moment or at the sight of a half-written checkpoint. When
-a command comes to its end its results are compared byte by byte with the undisturbed ones (of train.tsv all but the
-columns of times), and it is begun afresh. Counted beside: processes that are there three seconds after a kill, and
-temporary files (in the system's folder, in Jupyter's, in `.work`, half-written ones) that are there after the last
-call. The exit code is 1 if anything is not as it should be.
+model handed on, a training set made small) is first made undisturbed, on the built-in benchmark. Then it is begun again
+and again in another folder. A stop is SIGTERM, SIGINT or SIGHUP to the command, at a random moment from its first line
+of Python on, a third of them within the first second and a half: it must end with 75, or with 0 if it was done. A kill
+is kill -9 of the command, or of one of the processes below it, at a random moment or at the sight of a half-written
+checkpoint. When a command comes to its end its results are compared byte by byte with the undisturbed ones (of
+train.tsv all but the columns of times), and it is begun afresh. Counted beside: processes that are there three seconds
+after a kill, and temporary files (in the system's folder, in Jupyter's, in `.work`, half-written ones) that are there
+after the last call. The exit code is 1 if anything is not as it should be.
 """
 import argparse
 import csv
@@ -118,6 +118,8 @@ def report(folder):
 
 def table(folder): return {"predictions.tsv": (folder/"predictions.tsv").read_bytes()}
 
+def model(folder): return {file.name: file.read_bytes() for file in (folder/"model").iterdir()}
+
 def images(folder): return {str(file.relative_to(folder)): file.read_bytes()
                             for file in (folder/"small").rglob("*") if file.is_file()}
 
@@ -144,6 +146,7 @@ COMMANDS = [
     Command("report", ["report", f"--select={SETTING}", "--out=logs"], report, ("logs/glyphs/report",)),
     Command("predict", ["predict", f"--checkpoint={LP}", "--images=images", "--batch-size=8", "--workers=1"], table,
             ("predictions.tsv",)),
+    Command("export", ["export", f"--run={LP}", "--to=model"], model, ("model",)),
     Command("shrink", ["shrink", "--root=images", "--out=small", "--shorter-side=64", "--workers=2"], images,
             ("small",)),
 ]
@@ -162,7 +165,7 @@ def prepare(folder, command):
     "A place in which the command can be given."
     place = Place(folder)
     if command.name in ("predict", "shrink"): make_images(folder)
-    if command.name in ("predict", "report"): assert place.start(BASE).wait() == 0, said(place)
+    if command.name in ("predict", "report", "export"): assert place.start(BASE).wait() == 0, said(place)
     return place
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import threading
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -179,7 +180,12 @@ def test_no_path_of_this_machine_and_no_licence_of_our_own(make_run, tmp_path):
     assert card.data.pipeline_tag == "image-classification"  # a linear head
 
 
-def test_the_hubs_names_of_model_and_data():
+def test_the_hubs_names_of_model_and_data(original):
+    handed = export.open_handed(original("zs"))
+    imagenet = {"benchmark": "imagenet", "model": "ViT-B-16", "pretrained": "laion2b_s34b_b88k"}
+    handed = replace(handed, config={"parameters": imagenet})
+    data = export.card_data(handed, "mine", "mit", None).to_dict()
+    assert data["datasets"] == "ILSVRC/imagenet-1k" and data["base_model"] == "laion/CLIP-ViT-B-16-laion2B-s34B-b88K"
     published = export.base_model({"model": "ViT-B-16", "pretrained": "openai"})
     assert published[1] == "timm/vit_base_patch16_clip_224.openai"
     assert export.base_model({"model": "ViT-B-16", "pretrained": "/home/me/own.pt"}) == (
@@ -191,7 +197,9 @@ BAD = {"a part that is none": (dict(part="pupil"), "unknown part 'pupil'"),
        "no run": (dict(run="."), "not the directory of a complete run"),
        "a licence in capitals": (dict(license="MIT"), "as mit or apache-2.0"),
        "an empty folder's name": (dict(to=""), "to is empty"),
-       "a repository's name": (dict(push="a/b/c"), "cannot name"), "no token": (dict(push="me/mine"), "needs a token")}
+       "a repository's name": (dict(push="a/b/c"), "cannot name"),
+       "a repository without owner": (dict(push="mine"), "lacks its owner"),
+       "no token": (dict(push="me/mine"), "needs a token")}
 
 @pytest.mark.parametrize("name", BAD)
 def test_refused_before_anything_is_written(make_run, tmp_path, name, monkeypatch):
@@ -428,13 +436,13 @@ def stand_in(monkeypatch):
 
 def test_push(make_run, tmp_path, stand_in, capsys):
     "The folder arrives as it is, with the token; the next one drops what it does not have; others' files stay."
-    export_model(make_run("lp"), tmp_path/"lp", push="mine")
+    export_model(make_run("lp"), tmp_path/"lp", push="me/mine")
     assert f"pushed to {stand_in.address}/me/mine" in capsys.readouterr().out
     arrived = stand_in.repositories["me/mine"]
     assert arrived == {file.name: file.read_bytes() for file in (tmp_path/"lp").iterdir()}
     assert {token for _, token, _ in stand_in.heard} == {"Bearer hf_mine"}
     text = arrived["README.md"].decode()
-    assert "hf download mine --local-dir lp" in text
+    assert "hf download me/mine --local-dir lp" in text
     arrived |= {"LICENSE": b"theirs", ".gitattributes": b"theirs"}
     export_model(make_run("zs"), tmp_path/"zs", push="me/mine", private=True)
     assert set(arrived) == {"LICENSE", ".gitattributes", *os.listdir(tmp_path/"zs")}
