@@ -10,6 +10,8 @@ import nbformat
 from PIL import Image
 
 from carot.analysis.figures import DPI
+from carot.methods.base import all_methods
+from carot.runs.book import book_files
 from docs.sources import ROOT, Sources, relative, with_links
 
 PARTS = {"1_method": "The method", "2_benchmarks": "Benchmarks", "3_engine": "The engine", "4_runs": "Runs",
@@ -18,13 +20,8 @@ RESULTS = ROOT/"expt_logs"/"reference"
 RECIPES = ["own_images", "reliability", "imagenet", "small_card", "eight_cards", "sweep", "cluster", "add_method",
            "public_code"]
 OTHERS = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "SECURITY.md": "security.md"}
+TABLE = re.compile(r"^\| method .*\n\|[-| ]+\n(?:\|.*\n?)+", re.M)  # whose first column is of methods
 PROGRESS = re.compile(r"\d+%\|.*|\r")
-
-
-def notebooks() -> list[Path]:
-    "All chapters, run notebooks and tutorials."
-    found = (ROOT/"nbs").rglob("*.ipynb")
-    return sorted(f for f in found if not any(part.startswith((".", "_")) for part in f.relative_to(ROOT).parts))
 
 
 def reports() -> dict[Path, str]:
@@ -35,7 +32,7 @@ def reports() -> dict[Path, str]:
 @cache
 def site() -> dict[Path, str]:
     "Which files of the repository are pages, and their names."
-    chapters = {f: f.relative_to(ROOT/"nbs").as_posix() for f in notebooks()}
+    chapters = {f: f.relative_to(ROOT/"nbs").as_posix() for f in book_files()}
     recipes = {ROOT/"docs"/"recipes"/f"{name}.md": f"recipes/{name}.md" for name in RECIPES}
     more = {ROOT/name: page for name, page in OTHERS.items()} | {ROOT/"README.md": "index.ipynb"}
     return {**chapters, **recipes, **reports(), **more}
@@ -89,18 +86,33 @@ def listed(value) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])
 
 
-def tidy(output):
-    "A table whose corner is no heading, for those who have it read out."
+@cache
+def method_pages() -> dict[str, str]:
+    "What methods are called in tables -> their pages."
+    return {method.title: f"methods/{name}.md" for name, method in all_methods().items()}
+
+
+def with_methods(text: str, page: str) -> str:
+    "Markdown whose tables of methods have a link to the page of each."
+    def linked(row):
+        target = method_pages().get(row[1])
+        return f"| [{row[1]}]({relative(target, page)}) " if target else row[0]
+    return TABLE.sub(lambda found: re.sub(r"^\| (\S[^|]*?) *(?=\|)", linked, found[0], flags=re.M), text)
+
+
+def tidy(output, page: str):
+    "A table whose corner is no heading, for those who have it read out; links from methods to their pages."
     data = output.get("data", {})
     if "text/html" in data: data["text/html"] = data["text/html"].replace("<th></th>", "<td></td>")
+    if "text/markdown" in data: data["text/markdown"] = with_methods(data["text/markdown"], page)
     return output
 
 
-def code_cells(cell) -> list:
+def code_cells(cell, page: str) -> list:
     "A cell of code as the site shows it: one for each of its pictures, with alternative text and caption."
     found, source = directives(cell.source), re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip()
     if set(found) & {"default_exp", "hide"}: return []
-    outputs = [tidy(output) for output in cell.outputs if not is_progress(output)]
+    outputs = [tidy(output, page) for output in cell.outputs if not is_progress(output)]
     texts, captions = listed(cell.metadata.get("alt")), listed(cell.metadata.get("caption"))
     tags, made, rest = [], [], outputs
     if "remove_input" in cell.metadata.get("tags", []): tags.append("remove-input")  # as in the README
@@ -126,7 +138,7 @@ def as_page(file: Path, page: str, sources: Sources, hide_code: bool = False) ->
     notebook, made = nbformat.read(file, 4), []
     module = module_of(notebook)
     for cell in notebook.cells:
-        if cell.cell_type == "code": made += code_cells(cell); continue
+        if cell.cell_type == "code": made += code_cells(cell, page); continue
         cell.metadata = {}
         cell.source = with_links(cell.source, file.parent, page, site(), sources)
         made.append(cell)
@@ -149,7 +161,7 @@ def tree(caption: str, names: list[str], hidden: bool = True) -> str:
 
 def contents() -> str:
     "The table of contents: the parts of the book in their order."
-    pages = [site()[f] for f in notebooks()]
+    pages = [site()[f] for f in book_files()]
     def under(folder): return [page for page in pages if page.startswith(f"{folder}/")]
     parts = {"Start": ["00_tour.ipynb", *under("tutorials")],
              "How do I …": [f"recipes/{name}.md" for name in RECIPES],
@@ -163,7 +175,7 @@ def contents() -> str:
 def write(sources: Sources) -> None:
     "Write a page for each notebook, report and text."
     pictured = pictures_of_run_notebooks()
-    for file in notebooks():
+    for file in book_files():
         page = site()[file]
         content = as_page(file, page, sources)
         if page == "index.ipynb":

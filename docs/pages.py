@@ -1,4 +1,5 @@
 """Pages made from the package's own knowledge: one per method, and the options of each command."""
+import re
 from functools import cache
 
 import pandas as pd
@@ -7,11 +8,14 @@ from carot.analysis.rows import TABLES, all_rows
 from carot.analysis.tables import cells, markdown, table
 from carot.benchmarks.published import COLUMNS, REMARKS, read_reported
 from carot.calibration import find_metric
-from carot.cli import COMMANDS, command_options
+from carot.cli import COMMANDS, REQUIRED, command_options
+from carot.config import Setting
 from carot.methods.base import Method, all_methods
 from docs.api import modules, plain
 from docs.chapters import reports
 from docs.sources import Sources
+
+BAR = re.compile(r"(?<!\\)\|")  # which ends a cell, unless it is escaped
 
 
 def chapter_of(method: Method) -> tuple[str, str]:
@@ -23,11 +27,17 @@ def chapter_of(method: Method) -> tuple[str, str]:
     raise LookupError(method.name)
 
 
+def listing(rows, columns: list[str]) -> str:
+    "A table whose cells are Markdown: code, links."
+    lines = [columns, ["---"] * len(columns), *[[BAR.sub(r"\|", str(cell)) for cell in row] for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def settings_table(method: Method) -> str:
     "Every setting that it uses, with the default on ImageNet."
     rows = [(f"`{about.name}`", about.kind.__name__, "–" if about.default is None else f"`{about.default}`",
              plain(about.help)) for about in method.known.values()]
-    return markdown(pd.DataFrame(rows, columns=["setting", "type", "default", "is"]))
+    return listing(rows, ["setting", "type", "default", "is"])
 
 
 def published_rows(method: Method) -> str:
@@ -41,15 +51,17 @@ def published_rows(method: Method) -> str:
         metric = names[row.metric]
         values = ["–" if row[name] != row[name] else metric.show(row[name]) for name in sets]
         rows.append([TABLES[row.source], row.model, row.batch, plain(metric.label), *values,
-                     REMARKS.get((row.source, row.method, row.batch), "")])
-    return markdown(pd.DataFrame(rows, columns=["source", "model", "batch", "metric", *sets, "remark"]))
+                     plain(REMARKS.get((row.source, row.method, row.batch), ""))])
+    remarked = any(row[-1] for row in rows)
+    return listing(rows if remarked else [row[:-1] for row in rows],
+                   ["source", "model", "batch", "metric", *sets, *["remark"] * remarked])
 
 
 def commands(method: Method) -> str:
     "What makes each of its rows."
     rows = [(row.table, row.name, row.model, f"`{row.command}`") for row in all_rows() if row.method == method.name]
     if not rows: return ""
-    return markdown(pd.DataFrame(rows, columns=["table", "row", "model", "command"]))
+    return listing(rows, ["table", "row", "model", "command"])
 
 
 @cache
@@ -93,10 +105,16 @@ def methods_index() -> str:
     "All methods in the order of tables."
     rows = [(f"[{method.title}]({name}.md)", f"`{name}`", plain(method.summary), plain(method.source) or "–")
             for name, method in all_methods().items()]
-    text = markdown(pd.DataFrame(rows, columns=["method", "in commands", "is", "published"]))
+    text = listing(rows, ["method", "in commands", "is", "published"])
     names = "\n".join(all_methods())
     return f"# Methods\n\nA page for each, made from what the method says of itself.\n\n{text}\n\n" \
            f"```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{names}\n```\n"
+
+
+def default(about: Setting) -> str:
+    "What an option is if it is not given."
+    if about.default is REQUIRED: return "must be given"
+    return "–" if about.default in (None, "") else f"`{about.default}`"
 
 
 def commands_page() -> str:
@@ -105,12 +123,12 @@ def commands_page() -> str:
              "what holds for these.\n"]
     for name, command in COMMANDS.items():
         known = command_options(name).known.values()
-        rows = [(f"`--{about.name.replace('_', '-')}`", about.kind.__name__,
-                 "–" if about.default in (None, "") else f"`{about.default}`", plain(about.help)) for about in known]
+        rows = [(f"`--{about.name.replace('_', '-')}`", about.kind.__name__, default(about), plain(about.help))
+                for about in known]
         word = f" [{command.spelt}]" if command.word == "notebook" else f" {command.spelt}" if command.word else ""
         usage = f"carot {name}{word} [--OPTION VALUE …]" + (f" -- {command.pattern}" if command.rest else "")
         parts += [f"## {name}\n", f"{plain(command.summary)}.\n", f"```sh\n{usage}\n```\n"]
-        if rows: parts.append(markdown(pd.DataFrame(rows, columns=["option", "type", "default", "is"])) + "\n")
+        if rows: parts.append(listing(rows, ["option", "type", "default", "is"]) + "\n")
     return "\n".join(parts)
 
 

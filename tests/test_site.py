@@ -84,6 +84,21 @@ def test_every_method_and_command_has_its_place(site, pages):
     assert set(COMMANDS) <= pages[site/"commands.html"].ids
 
 
+def test_code_in_tables_is_code_and_words_are_words(site, pages):
+    "No backtick, backslash or Python object is left of what the pages are made of."
+    for file in [*sorted((site/"methods").glob("*.html")), site/"commands.html"]:
+        article = re.search(r"<article.*</article>", file.read_text(encoding="utf-8"), re.S)[0]
+        text = re.sub("<[^>]+>", "", re.sub(r"<pre.*?</pre>", "", article, flags=re.S))
+        assert not re.findall(r"`|\\_|object at", text), file.name
+
+
+def test_methods_in_tables_of_results_lead_to_their_pages(site, pages):
+    for name in ("results", "results/glyphs", "results/handwriting"):
+        found = re.compile(r"(^|/)methods/(zs|ft|carot)\.html$")
+        links = list(filter(found.search, pages[site/f"{name}.html"].links))
+        assert len(links) > 6, (name, links)  # beside those of the contents
+
+
 def test_directives_are_hidden_and_formulas_are_mathml(site):
     text = (site/"1_method"/"04_losses.html").read_text(encoding="utf-8")
     assert not re.search(r"#\s*\|\s*(export|hide|default_exp)", re.sub("<[^>]+>", "", text))
