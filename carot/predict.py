@@ -77,7 +77,7 @@ def read_export(
     made = record.get("made")
     whole = isinstance(made, dict) and record.get("digest") == record_digest(record)
     wrong = not_as_made(folder, made, "open_clip_", "head.", "classes.") if whole else [EXPORT]
-    if whole and (folder/"head.safetensors").exists() and "head.safetensors" not in made: wrong += ["head.safetensors"]
+    if whole: wrong += [file.name for file in sorted(folder.glob("*.safetensors")) if file.name not in made]
     if not wrong: return record
     raise UserError(f"{folder/wrong[0]} is not the file that was exported: it is damaged or was exchanged; copy the "
                     "folder again, or export the run again")

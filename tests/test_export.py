@@ -24,7 +24,7 @@ from PIL import Image
 from carot import calibration, export
 from carot.cli import main
 from carot.clip import load_clip, save_clip
-from carot.core import UserError, write_atomic
+from carot.core import UserError, digest, write_atomic
 from carot.engine import work
 from carot.evaluate import classifier, metrics_table, predict_sets, save_classes
 from carot.export import FILES, export_model
@@ -319,10 +319,11 @@ def test_what_was_exchanged_is_refused(make_export, pictures, tmp_path, name, ch
     with refused: classify_files(tmp_path/"out", pictures, None)
 
 
-def test_a_head_that_was_added(make_export, pictures):
+@pytest.mark.parametrize("name", ["head.safetensors", "a.safetensors"])
+def test_weights_that_were_added(make_export, pictures, name):
     zs = make_export("zs", "zs")
-    shutil.copy(make_export("lp", "lp")/"head.safetensors", zs)
-    with pytest.raises(UserError, match="head.safetensors is not"): classify_files(zs, pictures, None)
+    shutil.copy(make_export("lp", "lp")/"head.safetensors", zs/name)
+    with pytest.raises(UserError, match=f"{name} is not the file"): classify_files(zs, pictures, None)
 
 
 @pytest.mark.parametrize("change", [{"temperature": -1}, {"temperature": "1"}, {"images": 0}, {"reason": "two\nlines"},
@@ -379,7 +380,20 @@ class Hub(BaseHTTPRequestHandler):
 
     def read(self): return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
+    def do_HEAD(self):
+        "A file of a repository."
+        _, owner, name, _, commit, *path = self.path.split("/")
+        content = self.server.repositories.get(f"{owner}/{name}", {}).get("/".join(path))
+        self.send_response(404 if content is None else 200)
+        self.send_header("X-Repo-Commit", "1" * 40)
+        self.send_header("ETag", f'"{digest(repr(content))}"')
+        self.send_header("Content-Length", str(len(content or b"")))
+        if content is None: self.send_header("X-Error-Code", "EntryNotFound")
+        self.end_headers()
+        return content
+
     def do_GET(self):
+        if "/resolve/" in self.path: return self.wfile.write(self.do_HEAD() or b"")
         files = self.server.repositories.get("/".join(self.path.split("/")[3:5]))
         if files is None: return self.answer({"error": "Repository not found"}, 404)
         self.answer([{"type": "file", "path": path, "size": len(files[path]), "oid": "0" * 40} for path in files])
@@ -450,6 +464,17 @@ def test_push(make_run, tmp_path, stand_in, capsys):
     creations = [json.loads(content) for place, _, content in stand_in.heard if place == "/api/repos/create"]
     assert [creation.get("visibility") for creation in creations] == [None, "private"]
     assert len([place for place, _, _ in stand_in.heard if "/commit/" in place]) == 2
+
+
+def test_open_clip_fetches_it(make_run, tmp_path, stand_in, plain, monkeypatch):
+    "By the name of the repository."
+    export_model(make_run("flyp"), tmp_path/"out", push="me/mine")
+    template = stand_in.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    theirs = open_clip.create_model("hf-hub:me/mine", cache_dir=str(tmp_path/"cache")).state_dict()
+    ours = load_clip(str(tmp_path/"out"))[0].state_dict()
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
 
 
 @pytest.mark.parametrize("refuse, words", [
