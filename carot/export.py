@@ -409,7 +409,7 @@ def put_in_place(
     target: Path,  # of the same file system
     old: Path,  # new folder, where earlier exports go
 ) -> None:
-    "A folder takes the place of an empty one, or of an earlier export. Raises `OSError`."
+    "A folder takes the place of an empty one, or of an earlier export. Raises `OSError`, `UserError`."
     old.mkdir()
     for aside in [old/str(attempt) for attempt in range(10)]:
         with suppress(FileNotFoundError): os.rename(target, aside)
