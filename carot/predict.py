@@ -557,6 +557,7 @@ def page_of(
     shown = good.head(MOST_SHOWN)
     about = f"{len(good):,} images, the least sure first"
     if len(good) > len(shown): about += f"; the first {len(shown):,} are shown"
+    if good["set"].notna().any(): about += "; under a class and its confidence, all classes that cannot be ruled out"
     figures = "\n".join(figure_of(row) for _, row in shown.iterrows())
     lost = "".join(f"<li>{html.escape(cell)}: {html.escape(why)}</li>" for cell, why in zip(bad.file, bad.error))
     head = f'{PAGE_HEAD}<title>{html.escape(title)}</title><style>{PAGE_STYLE}</style>'
