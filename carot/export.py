@@ -226,7 +226,7 @@ def about_temperature(calibration: Calibration | None) -> str:
     "Where the temperature comes from."
     if calibration is None: return "No temperature was fitted: there were no predictions on validation images."
     n = f"{calibration.images:,} validation images"
-    if calibration.reason: return f"No temperature is applied: on the {n}, {in_markdown(calibration.reason)}."
+    if calibration.reason: return f"No temperature is applied: on validation, {in_markdown(calibration.reason)}."
     return f"The temperature, which logits are divided by, is {calibration.temperature:.4g}, fitted on {n}."
 
 def about_results(
@@ -296,8 +296,9 @@ def usage(
     "How the model is used."
     folder = name if re.fullmatch(r"[\w.+-]+", name) else "FOLDER"
     load = f"hf download {repository} --local-dir {folder}\n" if repository else ""
-    more = ("" if calibration is None else "Logits are divided by the temperature. With `--coverage 0.9` each image "
-            "has a set of classes, which holds the right one so often on images like those of validation.\n\n")
+    scaled = "" if calibration is None or calibration.reason else "Logits are divided by the temperature. "
+    more = ("" if calibration is None else f"{scaled}With `--coverage 0.9` each image has a set of classes, which "
+            "holds the right one so often on images like those of validation.\n\n")
     T = calibration.temperature if calibration else 1.0
     return (f"Classes and confidences of all images in a folder, as a table, by carot {__version__}:\n\n"
             f"```sh\n{load}carot predict --checkpoint {folder} --images new/\n```\n\n"
@@ -481,9 +482,11 @@ def export_model(
     "One folder with a run's model, its classes, its temperature and a model card, to be handed on."
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,60}", license):
         raise UserError(f"license must be spelt as on the hub, as mit or apache-2.0, not {license[:60]!r}")
-    check_target(to)
+    target = check_target(to)
     if push: check_repository(push)
-    handed, name = open_handed(Path(run), part), Path(os.path.realpath(to)).name
+    handed, name = open_handed(Path(run), part), target.name
+    if Path(os.path.realpath(run)) in target.parents:
+        raise UserError(f"{to} is in the run's directory; choose another folder (parameter to)")
     def card(results, calibration): return card_of(handed, name, results, calibration, license, push)
     folder = export_to(handed, to, card)
     print(f"{handed.method.title}, its {part}: {to}" if handed.method.trains else f"{handed.method.title}: {to}")

@@ -551,17 +551,20 @@ def figure_of(row: Any) -> str:  # of `read_table`
 def page_of(
     table: pd.DataFrame,  # from `read_table`
     title: str,
+    source: str,  # of the confidences, in words
+    coverage: float = 0,  # of the sets; 0: there are none
 ) -> str:  # HTML
     "A page of small pictures, the least sure first, and the files that could not be read."
     good, bad = table[table.error.isna()].sort_values("confidence", kind="stable"), table[table.error.notna()]
     shown = good.head(MOST_SHOWN)
     about = f"{len(good):,} images, the least sure first"
     if len(good) > len(shown): about += f"; the first {len(shown):,} are shown"
-    if good["set"].notna().any(): about += "; under a class and its confidence, all classes that cannot be ruled out"
+    if coverage: about += (f"; under a class and its confidence, a set of classes that holds the right one for "
+                           f"{100 * coverage:g} % of images like those of validation")
     figures = "\n".join(figure_of(row) for _, row in shown.iterrows())
     lost = "".join(f"<li>{html.escape(cell)}: {html.escape(why)}</li>" for cell, why in zip(bad.file, bad.error))
     head = f'{PAGE_HEAD}<title>{html.escape(title)}</title><style>{PAGE_STYLE}</style>'
-    body = f"<h1>{html.escape(title)}</h1>\n<p>{about}.</p>\n{figures}"
+    body = f"<h1>{html.escape(title)}</h1>\n<p>{about}.</p>\n<p>{html.escape(source)}.</p>\n{figures}"
     if lost: body += f"<p>Not read:</p><ul>{lost}</ul>"
     return f"{BEGINNINGS['html'].decode()}<head>{head}</head>\n<body><main>{body}</main></body></html>\n"
 
@@ -607,9 +610,11 @@ def classify_files(
         for read, probs in classified(model, Files(files, transform), T, begins_at(table, target), batch_size, workers):
             with writing(out or ""): table.add(table_rows(files, read, probs, benchmark.classnames, about, rule))
         made = io.BytesIO(table.stream.getvalue()) if target is None else target
-    report_on(table, images, f"temperature {T:.3f} ({source})" + (f", written to {out}" if out else ""))
+    scale = f"temperature {T:.3f} ({source})"
+    report_on(table, images, scale + (f", written to {out}" if out else ""))
     found = read_table(made).assign(temperature=T)
     if page:
-        with writing(page, parameter="html"): write_atomic(page, page_of(found, f"Predictions for {images}"))
+        text = page_of(found, f"Predictions for {images}", f"Confidences are of {scale}", coverage)
+        with writing(page, parameter="html"): write_atomic(page, text)
         print(f"pictures: {html}")
     return found

@@ -84,6 +84,7 @@ def test_a_set_of_classes_and_a_page(make_run, tmp_path):
     text = page.read_text(encoding="utf-8")
     shown = [float(found) for found in re.findall(r"</b> ([\d.]+)<br>", text)]
     assert len(shown) == len(table) and shown == sorted(shown) and "http" not in text
+    assert "the right one for 80 % of images" in text and "Confidences are of temperature 1.000 (as given)." in text
     again = classify_files(run, tmp_path/"new", None, 1, device="cpu", html=page)  # a page is replaced
     assert again["set"].isna().all() and again["class"].equals(table["class"])
     with pytest.raises(UserError, match="no page of predictions"):

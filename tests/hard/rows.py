@@ -297,6 +297,7 @@ EXPORTED = options(EXPORT, {
     Row("an export below a file", "export --run {zs} --to pairs.tsv/out", "pairs.tsv.*directory"),
     Row("an export into images", "export --run {zs} --to my", "other folder|another folder"),
     Row("an export into its run", "export --run {zs} --to {zs}", "another folder"),
+    Row("an export inside its run", "export --run {zs} --to {zs}/out", "in the run's directory"),
     Row("an export here", "export --run {zs} --to .", "working directory"),
     Row("an export into a loop", "export --run {zs} --to loop", "loop", link("loop", "loop")),
     Row("an export into a pipe", "export --run {zs} --to pipe", "pipe is no folder", pipe("pipe")),
