@@ -22,7 +22,6 @@ Development Status :: 4 - Beta
 Environment :: Console
 Framework :: Jupyter
 Intended Audience :: Science/Research
-License :: OSI Approved :: Apache Software License
 Natural Language :: English
 Operating System :: OS Independent
 Programming Language :: Python :: 3
@@ -75,7 +74,7 @@ setup(
     url=repository,
     project_urls={"Source": repository, "Changes": f"{repository}/blob/{cfg['branch']}/CHANGELOG.md",
                   "Paper": "https://arxiv.org/abs/2311.01723"},
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     classifiers=CLASSIFIERS.strip().splitlines(),
     keywords=cfg["keywords"],
     packages=find_packages(include=["carot", "carot.*"]),
