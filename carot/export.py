@@ -306,7 +306,7 @@ def usage(
 
 LIMITS = """\
 - Images of anything but its classes: it names one of them all the same, at times with a high confidence.
-- Images unlike those it was trained on: $shift
+- Images of another kind than the benchmark's: $shift
 - Decisions on people, or any in which an error does harm, unless it has been measured on images of that very use.
 - Whatever the licences of the model it began with, or of the images, do not allow."""
 SHIFTED = ("calibration is for images like those of validation. On the shifts it is what the table says; read a "

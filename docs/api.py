@@ -96,14 +96,14 @@ def parameters(module: Module, node: ast.FunctionDef) -> list[tuple[str, str, st
 
 
 def fields_of(module: Module, node: ast.FunctionDef) -> list[str]:
-    "Parameters, what is returned and which errors are raised, as a list of fields."
+    "Parameters, what is returned and which errors are raised that its own text does not name, as a list of fields."
     lines = []
     for name, kind, said in parameters(module, node):
         lines.append(f":param {name.replace('*', chr(92) + '*')}: {plain(said)}".rstrip())
         if kind: lines.append(f":type {name.replace('*', chr(92) + '*')}: `{kind}`")
     if node.returns and node.body[0].lineno > node.returns.end_lineno:
         if said := module.comments.get(node.returns.end_lineno): lines.append(f":returns: {plain(said)}")
-    return lines + [f":raises {error}:" for error in raised(node)]
+    return lines + [f":raises {error}:" for error in raised(node) if error not in (ast.get_docstring(node) or "")]
 
 
 def raised(node: ast.AST) -> list[str]:

@@ -416,7 +416,7 @@ def make_sweep(
     grid: str | Mapping[str, list] | None = None,  # axes and their values, "lr=1e-5,1e-4;epochs=1,3"; all combinations
     seeds: int | None = None,  # how many, from 1; None: one
     name: str | None = None,  # of the sweep's folder; None: made of the grid
-    engine: str = "local",  # local, ray, or slurm, which makes nothing and prints a script
+    engine: str = "local",  # local, ray, or slurm, which makes no run and prints a script
     jobs: int | None = None,  # runs at once; None: one, or one per core where a run uses one thread and no GPU
     timeout: float | None = None,  # minutes a run may take
     gpus: float | None = None,  # per run, with ray and slurm
