@@ -28,9 +28,10 @@ from .core import UserError, check_name, check_set_name, lazy, load_object, spel
 __all__ = ['LIBRARIES', 'FOR_ONE', 'LAST', 'FORMATS', 'LARGEST_FILE', 'NARROWEST', 'OTHER_KINDS', 'TEMPLATE_SETS', 'Images',
            'EvalSet', 'Benchmark', 'kinds_of', 'leaves_alone', 'split_transform', 'ArrayImages', 'in_memory',
            'InBatches', 'BadImage', 'white_of', 'is_narrow', 'to_rgb', 'open_regular', 'bad_image', 'read_image',
-           'look_below', 'image_name', 'sample_seeds', 'CaptionedImages', 'stream', 'EpochBatches', 'BenchmarkSpec',
-           'benchmark_modules', 'built_in_benchmarks', 'benchmark_spec', 'load_plain', 'load_benchmark', 'plain_images',
-           'read_lines', 'named_templates', 'known_labels', 'image_labels', 'draw_shots', 'with_shots', 'prepare']
+           'look_below', 'image_name', 'sample_seeds', 'augmented', 'CaptionedImages', 'stream', 'EpochBatches',
+           'BenchmarkSpec', 'benchmark_modules', 'built_in_benchmarks', 'benchmark_spec', 'load_plain',
+           'load_benchmark', 'plain_images', 'read_lines', 'named_templates', 'known_labels', 'image_labels',
+           'draw_shots', 'with_shots', 'prepare']
 
 # %% ../nbs/1_method/02_data.ipynb #5a94bb0f
 if TYPE_CHECKING:
@@ -301,6 +302,16 @@ def sample_seeds(
     augmentation, caption = np.random.SeedSequence([seed, epoch, index]).generate_state(2)
     return int(augmentation), int(caption)
 
+def augmented(
+    dataset: Any,  # map-style: index -> (image, label)
+    index: int,
+    seed: int,  # of its transform
+) -> tuple[Any, int]:
+    "An image, augmented with this seed, and its label. Raises `BadImage`."
+    with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from torch's global generator
+        torch.default_generator.manual_seed(seed)
+        return dataset[index]
+
 # %% ../nbs/1_method/02_data.ipynb #701cbcaf
 class CaptionedImages:
     "The training set as (image, caption, label, index), a pure function of (seed, epoch, index)."
@@ -332,18 +343,12 @@ class CaptionedImages:
         augmentation, caption = sample_seeds(self.seed, epoch, index)
         used = index
         while True:
-            try: image, label = self.read(used, augmentation)
+            try: image, label = augmented(self.train, used, augmentation)
             except BadImage:
                 used = (used + 1) % len(self)
                 if self.on_bad_image == "stop" or used == index: raise
             else: break
         return image, self.caption(used, label, caption), label, index if used == index else -1 - index
-
-    def read(self, index: int, seed: int):
-        "One image, augmented with this seed, and its label. Raises `BadImage`."
-        with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from torch's global generator
-            torch.default_generator.manual_seed(seed)
-            return self.train[index]
 
     def caption(self, index: int, label: int, number: int) -> str:
         "The image's own caption, if its data set has a method `caption`; else a template with its class."

@@ -31,10 +31,10 @@ from ..runs.records import RunFiles, all_runs, as_settings, find_runs, matches, 
 __all__ = ['ZS', 'LP', 'FT', 'LPFT', 'FLYP', 'CAROT', 'FINE_TUNED', 'FT_AND_FLYP', 'ORDER', 'SCALED', 'PAPER_CLAIMS',
            'TERM_CLAIMS', 'TRACER', 'BETA', 'SUCCESSOR_CLAIMS', 'ROW', 'READING', 'VERDICT_COLOURS', 'Side', 'Claim',
            'overall', 'scaled', 'several', 'control_claims', 'at_rate', 'equal_rate_claims', 'claims_for', 'joined',
-           'runs_on', 'is_whole', 'side_runs', 'command', 'predicted_sets', 'missing', 'Evidence', 'check_images',
-           'paired', 'difference', 'why_not', 'unfitted', 'common_sets', 'test_claim', 'claims_table', 'statements',
-           'show_interval', 'show_row', 'dagger', 'tests_markdown', 'statements_markdown', 'sources', 'to_run',
-           'in_words', 'write_claims', 'advantage_label', 'draw_effect', 'draw_effects', 'forest_picture',
+           'runs_on', 'is_whole', 'side_runs', 'command', 'predicted_sets', 'missing', 'Found', 'Evidence',
+           'check_images', 'paired', 'difference', 'why_not', 'unfitted', 'common_sets', 'test_claim', 'claims_table',
+           'statements', 'show_interval', 'show_row', 'dagger', 'tests_markdown', 'statements_markdown', 'sources',
+           'to_run', 'in_words', 'write_claims', 'advantage_label', 'draw_effect', 'draw_effects', 'forest_picture',
            'temperature_table', 'temperature_markdown', 'with_and_without', 'whole_sides', 'against',
            'against_markdown', 'not_compared']
 
@@ -257,13 +257,11 @@ def missing(
     without = [run.name for run in runs.values() if not predicted_sets(run)]
     return f"no predictions of {', '.join(without)} here: make them again with another --out" if without else ""
 
-# %% ../../nbs/5_analysis/05_claims.ipynb #17617c89
+# %% ../../nbs/5_analysis/05_claims.ipynb #40243446
 @dataclass
-class Evidence:
-    "Metrics of runs on resampled images, each computed once."
-    samples: int = 1000  # resamples
-    seed: int = 0  # of the resamples
-    known: dict = field(default_factory=dict, repr=False)
+class Found:
+    "Runs that were looked at, and whatever else is computed once."
+    known: dict = field(default_factory=dict, repr=False, kw_only=True)
 
     def once(self, make, *what):
         "What `make` returns, computed the first time only."
@@ -282,6 +280,13 @@ class Evidence:
     def is_whole(self, run: RunFiles) -> bool:
         "As the function of this name."
         return self.once(lambda: is_whole(run), "whole", run.path)
+
+# %% ../../nbs/5_analysis/05_claims.ipynb #17617c89
+@dataclass
+class Evidence(Found):
+    "Metrics of runs on resampled images, each computed once."
+    samples: int = 1000  # resamples
+    seed: int = 0  # of the resamples
 
     def counts(self, name: str, size: int) -> np.ndarray:
         "The resamples of a set."

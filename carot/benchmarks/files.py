@@ -24,7 +24,7 @@ from ..data import Images, open_regular, read_image
 # %% auto #0
 __all__ = ['SUFFIXES', 'OTHER_SUFFIXES', 'SEEN_WHOLE', 'LONGEST_LOOK', 'is_folder', 'entries', 'image_names', 'list_images',
            'list_folders', 'spread', 'file_size', 'file_sizes', 'file_start', 'files_identity', 'LabelledImages',
-           'ImagePaths', 'class_folders', 'other_images', 'tell_left_out', 'scan_classes']
+           'packed', 'ImagePaths', 'class_folders', 'other_images', 'tell_left_out', 'scan_classes']
 
 # %% ../../nbs/2_benchmarks/03_files.ipynb #c2bbad88
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # in any case
@@ -121,6 +121,17 @@ class LabelledImages(Images, Protocol):
     "index -> (image, label), and all labels at once."
     labels: np.ndarray
 
+# %% ../../nbs/2_benchmarks/03_files.ipynb #e5297618
+def packed(
+    names: Iterable[str | Path],
+) -> tuple[np.ndarray, np.ndarray]:  # all bytes one after the other; where each name ends, after a 0
+    "Many names in little memory."
+    content, ends = bytearray(), array("q", [0])
+    for name in names:
+        content += os.fsencode(name)
+        ends.append(len(content))
+    return np.frombuffer(bytes(content), np.uint8), np.frombuffer(ends, np.int64)
+
 # %% ../../nbs/2_benchmarks/03_files.ipynb #4a8e5f7f
 class ImagePaths:
     "A map-style data set of image files: index -> (image, label). 12 bytes an image and its path."
@@ -133,13 +144,9 @@ class ImagePaths:
         read: Callable = read_image,  # path -> PIL image
     ):
         self.root, self.transform, self.read = os.fspath(root), transform, read
-        paths, ends = bytearray(), array("q", [0])
-        for file in files:
-            paths += os.fsencode(file)
-            ends.append(len(paths))
-        self.paths, self.ends = np.frombuffer(bytes(paths), np.uint8), np.frombuffer(ends, np.int64)
-        self.labels = np.asarray(labels, dtype=np.int32)
-        if len(self.labels) != len(ends) - 1: raise UserError(f"{len(ends) - 1} images but {len(self.labels)} labels")
+        self.paths, self.ends = packed(files)
+        self.labels, n = np.asarray(labels, dtype=np.int32), len(self.ends) - 1
+        if len(self.labels) != n: raise UserError(f"{n} images but {len(self.labels)} labels")
 
     def __len__(self): return len(self.labels)
 

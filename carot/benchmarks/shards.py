@@ -23,7 +23,7 @@ from ..data import BadImage, read_image
 
 # %% auto #0
 __all__ = ['INDEX', 'shard_path', 'sample_key', 'add_file', 'add_sample', 'find_images', 'write_shard', 'about_shards',
-           'new_labels', 'read_indices', 'ShardImages', 'class_dataset']
+           'new_labels', 'read_indices', 'read_at', 'ShardImages', 'class_dataset']
 
 # %% ../../nbs/2_benchmarks/05_shards.ipynb #1d3a2eac
 INDEX = np.dtype([("position", "<i4"), ("offset", "<i8"), ("size", "<i4"), ("label", "<i4")])  # of an image in a shard
@@ -122,6 +122,17 @@ def read_indices(
                              "`carot shrink` command again")
     return [np.load(file) for file in files]
 
+# %% ../../nbs/2_benchmarks/05_shards.ipynb #a36a1a6b
+def read_at(
+    file: Path,
+    offset: int,
+    size: int,  # bytes
+) -> bytes:
+    "A part of a file."
+    with open(file, "rb", buffering=0) as stream:
+        stream.seek(offset)
+        return stream.read(size)
+
 # %% ../../nbs/2_benchmarks/05_shards.ipynb #95c13a64
 class ShardImages:
     "A map-style data set over shards: index -> (image, label), in the order of the folder they were made of."
@@ -148,15 +159,11 @@ class ShardImages:
         "The shard and, read from its header, the name of the image in it."
         index = range(len(self))[index]
         tar = shard_path(Path(self.root), self.shard[index])
-        with open(tar, "rb") as file:
-            file.seek(self.offset[index] - 512)
-            return f"{tar}:{file.read(100).rstrip(bytes(1)).decode(errors='replace')}"
+        return f"{tar}:{read_at(tar, self.offset[index] - 512, 100).rstrip(bytes(1)).decode(errors='replace')}"
 
     def content(self, index: int) -> bytes:
         "The file of an image."
-        with open(shard_path(Path(self.root), self.shard[index]), "rb", buffering=0) as file:
-            file.seek(self.offset[index])
-            return file.read(self.size[index])
+        return read_at(shard_path(Path(self.root), self.shard[index]), self.offset[index], self.size[index])
 
     def identity(self) -> Iterator[bytes | np.ndarray]:
         "What tells these images from any others, wherever the folder is."

@@ -24,7 +24,8 @@ from typing import Any
 from .processes import NEVER_USED, follow_parent, hold_signals, leave_out
 
 # %% auto #0
-__all__ = ['SERVER', 'ALONE', 'USUAL', 'Forked', 'Server', 'serve', 'Warm', 'warm_start', 'ask', 'popen', 'is_warm']
+__all__ = ['SERVER', 'ALONE', 'USUAL', 'Forked', 'Children', 'Server', 'become', 'serve', 'Warm', 'warm_start', 'ask', 'popen',
+           'is_warm']
 
 # %% ../../nbs/3_engine/08_warm.ipynb #08000005
 class Forked:
@@ -68,6 +69,45 @@ class Forked:
 
     def kill(self) -> None: self.send_signal(signal.SIGKILL)
 
+# %% ../../nbs/3_engine/08_warm.ipynb #23ee22f5
+class Children:
+    "Processes that were forked. What can be read from `woken` says that one of them has ended."
+    def __init__(self):
+        self.known: dict[int, tuple[int, socket.socket]] = {}  # number -> its pipe, and who asked for it
+        self.woken, self.waker = socket.socketpair()
+        for end in (self.woken, self.waker): end.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # only to be woken
+        signal.set_wakeup_fd(self.waker.fileno(), warn_on_full_buffer=False)
+
+    def add(self, number: int, pipe: int, owner: socket.socket) -> None:
+        "Notes a process, and tells its number."
+        self.known[number] = pipe, owner
+        with suppress(BrokenPipeError): os.write(pipe, b"%d\n" % number)
+
+    def reap(self) -> None:
+        "Tells of those that have ended."
+        with suppress(BlockingIOError): self.woken.recv(4096)
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]: self.tell(ended[0], os.waitstatus_to_exitcode(ended[1]))
+
+    def tell(self, number: int, code: int) -> None:
+        "Writes an exit code into a process's pipe."
+        pipe, _ = self.known.pop(number)
+        with suppress(BrokenPipeError): os.write(pipe, b"%d\n" % code)
+        os.close(pipe)
+
+    def kill(self, *owners: socket.socket) -> None:
+        "Kills those that these asked for; without owners all."
+        for number, (_, owner) in self.known.items():
+            if not owners or owner in owners: os.kill(number, signal.SIGKILL)
+
+    def close(self) -> None:
+        "Forgets them all, in a forked process."
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for pipe, _ in self.known.values(): os.close(pipe)
+        for end in (self.woken, self.waker): end.close()
+
 # %% ../../nbs/3_engine/08_warm.ipynb #08000007
 class Server:
     "Forks processes for its clients."
@@ -75,33 +115,16 @@ class Server:
         self,
         link: socket.socket,  # to the process that it works for; its end is the server's
     ):
-        self.link, self.clients, self.number = link, selectors.DefaultSelector(), os.getpid()
-        self.children: dict[int, tuple[int, socket.socket]] = {}  # number -> its pipe, and who asked for it
-        self.woken, self.waker = socket.socketpair()
-        for end in (self.woken, self.waker): end.setblocking(False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # only to be woken
-        signal.set_wakeup_fd(self.waker.fileno(), warn_on_full_buffer=False)
-        for source in (link, self.woken): self.clients.register(source, selectors.EVENT_READ)
+        self.link, self.number, self.children, self.clients = link, os.getpid(), Children(), selectors.DefaultSelector()
+        for source in (link, self.children.woken): self.clients.register(source, selectors.EVENT_READ)
 
     def run(self) -> str:  # code for the forked process that it returns in
         "Serves as long as there is somebody to work for."
         while True:
             for key, _ in self.clients.select():
                 client: Any = key.fileobj
-                if client is self.woken: self.reap()
+                if client is self.children.woken: self.children.reap()
                 elif (code := self.answer(client)) is not None: return code
-
-    def reap(self) -> None:
-        "Tells of processes that have ended."
-        with suppress(BlockingIOError): self.woken.recv(4096)
-        with suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]: self.tell(ended[0], os.waitstatus_to_exitcode(ended[1]))
-
-    def tell(self, number: int, code: int) -> None:
-        "Writes an exit code into a process's pipe."
-        pipe, _ = self.children.pop(number)
-        with suppress(BrokenPipeError): os.write(pipe, b"%d\n" % code)
-        os.close(pipe)
 
     def answer(self, client: socket.socket) -> str | None:  # code, in a forked process
         "Reads a request and forks, or notes that the client has ended."
@@ -112,9 +135,8 @@ class Server:
             return None
         ours, theirs = socket.socketpair()
         number = os.fork()
-        if not number: return self.become(theirs, files, *json.loads(message))
-        self.children[number] = files[0], client
-        with suppress(BrokenPipeError): os.write(files[0], b"%d\n" % number)
+        if not number: return become(self, theirs, files, *json.loads(message))
+        self.children.add(number, files[0], client)
         theirs.close()
         for given in files[1:]: os.close(given)
         self.clients.register(ours, selectors.EVENT_READ)
@@ -122,29 +144,34 @@ class Server:
 
     def drop(self, client: socket.socket) -> None:
         "Ends what a client has asked for; if it was the first one, the server as well."
-        for number, (_, owner) in self.children.items():
-            if client in (owner, self.link): os.kill(number, signal.SIGKILL)
+        self.children.kill(*([] if client is self.link else [client]))
         if client is self.link: os._exit(0)
         self.clients.unregister(client)
         client.close()
 
-    def become(self, link: socket.socket, files: list[int], words: list[str], environment: dict, folder: str) -> str:
-        "Makes a forked process what was asked for. Signals are still held; `begin` lets them through."
-        global _link
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for ours, given in enumerate(files[1:], 1): os.dup2(given, ours)
-        for number in (*files, *(pipe for pipe, _ in self.children.values())): os.close(number)
-        sources: list[Any] = [key.fileobj for key in self.clients.get_map().values()]
-        for source in sources: source.close()
-        self.clients.close()
-        self.waker.close()
-        os.setsid()
-        os.chdir(folder)
-        os.environ.clear()
-        os.environ.update(environment, CAROT_PARENT=str(self.number))  # which may have ended by now
-        tempfile.tempdir, sys.argv, _link = None, ["-c", *words[1:]], link
-        return words[0]
+# %% ../../nbs/3_engine/08_warm.ipynb #fc8d8329
+def become(
+    server: Server,  # whose copy this process is
+    link: socket.socket,  # to the server itself
+    files: list[int],  # the pipe, and what becomes 1 and 2
+    words: list[str],  # code and what follows it
+    environment: dict[str, str],
+    folder: str,
+) -> str:  # the code
+    "Makes a forked process what was asked for. Signals are still held; `begin` lets them through."
+    global _link
+    sources: list[Any] = [key.fileobj for key in server.clients.get_map().values()]
+    server.children.close()
+    for source in sources: source.close()
+    server.clients.close()
+    for ours, given in enumerate(files[1:], 1): os.dup2(given, ours)
+    for number in files: os.close(number)
+    os.setsid()
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment, CAROT_PARENT=str(server.number))  # which may have ended by now
+    tempfile.tempdir, sys.argv, _link = None, ["-c", *words[1:]], link
+    return words[0]
 
 # %% ../../nbs/3_engine/08_warm.ipynb #08000008
 _link: socket.socket | None = None  # to a server; None: there is none

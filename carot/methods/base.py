@@ -19,8 +19,8 @@ from ..core import UserError, lazy, load_object, unknown
 from ..data import Benchmark, BenchmarkSpec
 
 # %% auto #0
-__all__ = ['Objective', 'Start', 'Stage', 'Method', 'all_methods', 'find_method', 'TermSettings', 'benchmark_defaults',
-           'default_settings', 'check_names', 'check_batch_size', 'settings_of', 'linear_head']
+__all__ = ['Learner', 'Objective', 'Start', 'Stage', 'MethodFacts', 'Method', 'all_methods', 'find_method', 'TermSettings',
+           'benchmark_defaults', 'default_settings', 'check_names', 'check_batch_size', 'settings_of', 'linear_head']
 
 # %% ../../nbs/1_method/methods/00_base.ipynb #1497417a
 if TYPE_CHECKING:
@@ -28,14 +28,10 @@ if TYPE_CHECKING:
     from torch import nn
 else: torch, nn = lazy("torch"), lazy("torch.nn")
 
-# %% ../../nbs/1_method/methods/00_base.ipynb #57c2a889
-class Objective:
-    "What a stage of training makes smaller. Subclasses say what they need of a batch and what its loss is."
+# %% ../../nbs/1_method/methods/00_base.ipynb #c425a611
+class Learner:
+    "A student, and the models beside it: what learns and what a checkpoint keeps."
     head: nn.Linear | None = None  # a trained classifier; None: the zero-shot head of the student
-    normalized: bool = True  # whether image features are L2-normalised; text features always are
-    samplewise: bool = False  # whether the loss is a mean over samples, plus perhaps terms of the weights alone
-    clip_norm: float | None = None  # at which gradients are clipped
-    terms: tuple[str, ...] = ()  # what `loss` and `after_step` return by name: columns of train.tsv
 
     def __init__(
         self,
@@ -74,6 +70,14 @@ class Objective:
     def train(self, mode: bool = True) -> None:
         "Training or evaluation mode of what learns."
         for module in self.modules().values(): module.train(mode)
+
+# %% ../../nbs/1_method/methods/00_base.ipynb #57c2a889
+class Objective(Learner):
+    "What a stage of training makes smaller. Subclasses say what they need of a batch and what its loss is."
+    normalized: bool = True  # whether image features are L2-normalised; text features always are
+    samplewise: bool = False  # whether the loss is a mean over samples, plus perhaps terms of the weights alone
+    clip_norm: float | None = None  # at which gradients are clipped
+    terms: tuple[str, ...] = ()  # what `loss` and `after_step` return by name: columns of train.tsv
 
     def needs(self, step: int) -> tuple[str, ...]:
         """Features for the loss of this step, counted from 0: image, text, and the same of teacher_ and reference_;
@@ -115,10 +119,10 @@ class Stage:
     on_features: bool = False  # trained on features instead of images: the reference's, in evaluation's transform
     micro_batch_size: int | None = None  # images at once in a process, once it is trained; None: all
 
-# %% ../../nbs/1_method/methods/00_base.ipynb #50375ae0
+# %% ../../nbs/1_method/methods/00_base.ipynb #651028a5
 @dataclass(frozen=True)
-class Method:
-    "A way to fine-tune CLIP, or not to."
+class MethodFacts:
+    "What is said of a method."
     name: str  # in folders, and in commands if it is built in
     title: str  # in tables and figures
     summary: str  # what it is, in a line
@@ -144,6 +148,9 @@ class Method:
         if not re.fullmatch(r"\w[\w.+-]{0,59}", self.name): raise UserError(f"{self.name!r} cannot name a method")
         if not self.reference: object.__setattr__(self, "reference", self.name)
 
+# %% ../../nbs/1_method/methods/00_base.ipynb #50375ae0
+class Method(MethodFacts):
+    "A way to fine-tune CLIP, or not to."
     @property
     def known(self) -> dict[str, Setting]:
         "Its settings by name."
