@@ -275,7 +275,9 @@ def load_classes(
     classes = read_json(run/"classes.json")
     if classes: return as_classes(run/"classes.json", classes)
     parameters = read_json(run/"config.json").get("parameters")
-    if not parameters: raise UserError(f"{run} has neither classes.json nor config.json: not the directory of a run")
+    if not parameters:
+        whole = "; carot export makes a folder that is whole" if (run/"open_clip_config.json").exists() else ""
+        raise UserError(f"{run} has neither classes.json nor config.json: not the directory of a run{whole}")
     if not isinstance(parameters, dict) or not {"benchmark", "root"} <= parameters.keys():
         raise UserError(f"{run/'config.json'} is damaged: it names no benchmark")
     name = str(parameters["benchmark"])

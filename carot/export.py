@@ -44,11 +44,11 @@ from .train import FineTuned
 
 # %% auto #0
 __all__ = ['PARTS', 'MOST_PANELS', 'ELSEWHERE', 'UNKNOWN', 'BEGIN', 'OF_TEXT', 'OF_HEAD', 'END', 'LIMITS', 'SHIFTED',
-           'UNMEASURED', 'FILES', 'TAKEN', 'Handed', 'open_handed', 'whole_calibration', 'scaled_ece', 'results_of',
-           'draw_calibration', 'base_model', 'shown_settings', 'card_data', 'introduction', 'results_table',
-           'about_temperature', 'about_results', 'python_lines', 'usage', 'how_made', 'about_license', 'card_of',
-           'write_export', 'own_files', 'check_target', 'put_in_place', 'export_to', 'check_repository', 'why',
-           'push_folder', 'export_model']
+           'UNMEASURED', 'FILES', 'TAKEN', 'LICENSE', 'Handed', 'open_handed', 'whole_calibration', 'scaled_ece',
+           'results_of', 'draw_calibration', 'base_model', 'shown_settings', 'card_data', 'introduction',
+           'results_table', 'about_temperature', 'about_results', 'python_lines', 'usage', 'how_made', 'about_license',
+           'card_of', 'write_export', 'own_files', 'check_target', 'put_in_place', 'export_to', 'check_repository',
+           'why', 'push_folder', 'stated_license', 'export_model']
 
 # %% ../nbs/6_use/05_export.ipynb #31aed17a
 PARTS = ("student", "teacher")
@@ -470,19 +470,30 @@ def push_folder(
     return str(address)
 
 # %% ../nbs/6_use/05_export.ipynb #2171930b
+LICENSE = "[a-z0-9][a-z0-9.-]{0,60}"  # how the hub spells one
+
+def stated_license(
+    folder: Path,
+) -> str:
+    "The licence on the card of an earlier export; unknown if there is none."
+    try: found = re.search(f"^license: ({LICENSE})$", (folder/"README.md").read_text(encoding="utf-8"), re.M)
+    except (OSError, UnicodeDecodeError): found = None
+    return found[1] if found else UNKNOWN
+
 @bounded()
 def export_model(
     run: str | Path,  # a run's directory
     to: str | Path,  # new folder, or that of an earlier export
     part: str = "student",  # student, or teacher: the model that followed it in training
-    license: str = "unknown",  # of the weights, as the hub spells it: mit, apache-2.0, cc-by-4.0, ...
+    license: str | None = None,  # of the weights, as the hub spells it: mit, ...; None: that of an earlier export
     push: str | None = None,  # repository on the Hugging Face hub, OWNER/NAME; None: it is sent nowhere
     private: bool = False,  # make that repository a private one, if it is new
 ) -> Path:  # the folder
     "One folder with a run's model, its classes, its temperature and a model card, to be handed on."
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,60}", license):
-        raise UserError(f"license must be spelt as on the hub, as mit or apache-2.0, not {license[:60]!r}")
     target = check_target(to)
+    license = license or stated_license(target)
+    if not re.fullmatch(LICENSE, license):
+        raise UserError(f"license must be spelt as on the hub, as mit or apache-2.0, not {license[:60]!r}")
     if push: check_repository(push)
     handed, name = open_handed(Path(run), part), target.name
     if Path(os.path.realpath(run)) in target.parents:

@@ -171,7 +171,8 @@ def open_checkpoint(
     folder = Path(checkpoint)
     if not os.path.isdir(folder): raise UserError(f"there is no folder {str(checkpoint)!r} (parameter checkpoint)")
     record = read_export(folder)
-    inside = folder.name in ("student", "teacher") and (folder/"open_clip_config.json").exists() and not record
+    inside = (folder.name in ("student", "teacher") and (folder/"open_clip_config.json").exists() and not record
+              and any(map(os.path.exists, (folder.parent/"classes.json", folder.parent/"config.json"))))
     run, part = (folder.parent, folder.name) if inside else (folder, "" if record else "student")
     benchmark = load_classes(run)
     trained, transform, tokenizer = open_model(run, part)

@@ -129,6 +129,14 @@ def source_line(module: Module, node: ast.stmt) -> str:
     return f'\n<p class="from"><a href="../{found[0]}.html#cell-{found[1]}">in the chapter</a></p>\n'
 
 
+def source(module: Module, node: ast.stmt) -> str:
+    "The code of a function or class, folded."
+    first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+    code = "\n".join(module.lines[first - 1:node.end_lineno])
+    fence = "`" * (max([2, *map(len, re.findall("`+", code))]) + 1)
+    return (f'<details class="source"><summary>source</summary>\n\n{fence}python\n{code}\n{fence}\n\n</details>\n')
+
+
 def head_of(node: ast.FunctionDef, name: str) -> str:
     "Name, parameters and what is returned; without self, and without the types, which are in the list below."
     arguments = ast.parse(ast.unparse(node)).body[0].args
@@ -148,7 +156,8 @@ def function(module: Module, node: ast.FunctionDef, name: str, kind: str = "func
         options = (f":type: {ast.unparse(node.returns)}",) if node.returns else ()
         return directive("property", name, [doc(node)], options)
     options = (":classmethod:",) if "classmethod" in decorators else ()
-    return directive(kind, head_of(node, name), [doc(node), *link, "", *fields_of(module, node)], options)
+    code = [source(module, node)] if kind == "function" else []  # a method's is in that of its class
+    return directive(kind, head_of(node, name), [doc(node), *link, "", *fields_of(module, node), "", *code], options)
 
 
 def klass(module: Module, node: ast.ClassDef, name: str) -> str:
@@ -163,6 +172,7 @@ def klass(module: Module, node: ast.ClassDef, name: str) -> str:
             body.append(directive("attribute", inner.target.id, [plain(said)], options))
         elif isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_") and ast.get_docstring(inner):
             body.append(function(module, inner, inner.name, "method"))
+    body.append(source(module, node))
     return directive("class", head_of(made, name) if made else name, body)
 
 

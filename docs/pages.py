@@ -91,8 +91,7 @@ def method_page(method: Method) -> str:
     parts = [f"# {method.title}", f"> {plain(method.summary)}.",
              f"In commands: `{method.reference}`. The chapter with idea, formulas and a short run: "
              f"[](../{chapter}.ipynb); its code: [`{module}`](../api/{module}.md).",
-             f"**Published:** {plain(method.source) or '–'}", f"**Shown to be equal:** {plain(method.proof) or '–'}",
-             f"**Departs:** {plain(method.departs) or '–'}",
+             *(f"**{what.capitalize()}:** {plain(text)}" for what, text in method.notes.items()),
              "## Results on the benchmarks that come along", own_results(method),
              "## Published figures", "On ImageNet and its shifts, as transcribed. ECE is the public code's, per "
              "evaluation batch, which is biased upwards.", published_rows(method)]

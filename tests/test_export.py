@@ -154,6 +154,7 @@ def test_what_the_hub_reads(make_run, tmp_path):
     "Licence, library, task, and every figure of the run, in YAML."
     run = make_run("flyp")
     export_model(run, tmp_path/"out", license="cc-by-4.0")
+    export_model(run, tmp_path/"out")  # the licence stays what it was said to be
     text = (tmp_path/"out"/"README.md").read_text(encoding="utf-8")
     data = yaml.safe_load(text.split("---\n")[1])
     assert (data["license"], data["library_name"], data["pipeline_tag"]) == (

@@ -389,6 +389,8 @@ def no_numbers(folder):
 REFUSED = {  # fault: (what is done to run and images; returns what else is asked for, words of the message)
     "no checkpoint": (lambda run, new: dict(checkpoint=run/"nowhere"), "there is no folder .*nowhere"),
     "no run": (lambda run, new: dict(checkpoint=new), "neither classes.json nor config.json"),
+    "weights alone": (lambda run, new: dict(checkpoint=shutil.copytree(run/"student", new/"student")),
+                      "carot export makes a folder that is whole"),
     "unfinished": (lambda run, new: shutil.rmtree(run/"student"), "training has not ended"),
     "damaged classes": (lambda run, new: damage(run/"classes.json", b"{"), "classes.json is not valid JSON"),
     "damaged weights": (lambda run, new: damage(run/"student"/"open_clip_model.safetensors"), "not a checkpoint"),

@@ -75,6 +75,9 @@ def test_every_public_name_is_described(site, pages):
     described = set().union(*(page.ids for file, page in pages.items() if file.parent.name == "api"))
     functions = {name for name in names if name.rpartition(".")[0] in d["syms"]}
     assert len(functions) > 500 and not sorted(functions - described)[:20]
+    page = (site/"api"/"carot.losses.html").read_text(encoding="utf-8")
+    assert page.count('<details class="source">') == page.count('<dl class="py function">') + page.count(
+        '<dl class="py class">') > 10
 
 
 def test_every_method_and_command_has_its_place(site, pages):

@@ -28,7 +28,7 @@ __all__ = ['DPI', 'PLACES', 'ARROWS', 'COVERAGE', 'NO_TERMS', 'STYLE', 'SORT', '
            'drawn_titles', 'look', 'tidy', 'boxes_of_point', 'place_text', 'label_points', 'draw_panel', 'label_panels',
            'result_picture', 'draw_scatter', 'scatter_picture', 'draw_sets', 'per_set_picture', 'with_predictions',
            'reliability_grid', 'risk_curve', 'risk_curves', 'draw_risk', 'risk_picture', 'running_mean', 'first_term',
-           'draw_losses', 'training_logs', 'training_curves', 'contents', 'write_html']
+           'draw_losses', 'training_logs', 'training_curves', 'contents', 'with_section_links', 'write_html']
 
 # %% ../../nbs/5_analysis/03_figures.ipynb #8f9029bb
 if TYPE_CHECKING:
@@ -469,6 +469,16 @@ def contents(
     lines = "".join(f'<li><a href="#{anchor}">{title}</a></li>' for anchor, title in found)
     return f'<nav><ul>{lines}</ul></nav>' if len(found) > 1 else ""
 
+def with_section_links(
+    body: str,  # as for `contents`
+) -> str:
+    "The same where a row of a table that begins with the name of a subsection leads to it: a method to what it is."
+    anchors = {title: anchor for anchor, title in re.findall(r'<h3 id="([^"]*)">(.*?)<a class="anchor-link"', body)}
+    def linked(cell):
+        name = cell[2].strip()
+        return f'{cell[1]}<a href="#{anchors[name]}">{name}</a>{cell[3]}' if name in anchors else cell[0]
+    return re.sub(r"(<tr[^>]*>\s*<t[dh][^>]*>)([^<]*)(</t[dh]>)", linked, body)
+
 def write_html(
     notebook: str | Path,  # executed, <out>/<benchmark>/<name>/<name>.ipynb
 ) -> Path:  # the page
@@ -478,9 +488,10 @@ def write_html(
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True,
                             exclude_output_prompt=True)
     file = Path(notebook).absolute()
-    body, title = exporter.from_filename(str(file))[0], html.escape(f"{file.stem}: {file.parent.parent.name}")
-    body = re.sub(r"(</h1>)", lambda end: end[0] + contents(body), body, count=1)
+    body, benchmark = with_section_links(exporter.from_filename(str(file))[0]), html.escape(file.parent.parent.name)
+    listed = contents(body)
+    body = re.sub("(<h1[^>]*>[^<]*)(.*?</h1>)", lambda h1: f"{h1[1]}: {benchmark}{h1[2]}{listed}", body, count=1)
     kind = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    head = f"<head>{kind}<title>{title}</title><style>{STYLE}</style></head>"
+    head = f"<head>{kind}<title>{html.escape(file.stem)}: {benchmark}</title><style>{STYLE}</style></head>"
     inside = f"<body>\n<main>{body}</main>\n<script>{SORT}</script>\n</body>"
     return write_atomic(file.with_suffix(".html"), f'<!DOCTYPE html>\n<html lang="en">{head}\n{inside}</html>\n')

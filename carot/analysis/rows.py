@@ -132,6 +132,5 @@ def rows_table(
 # %% ../../nbs/5_analysis/10_rows.ipynb #5f09ae71
 def parity_table() -> pd.DataFrame:
     "Source, proof and departures of every built-in method."
-    return pd.DataFrame([(method.title, method.reference, method.source or "–", method.proof or "–",
-                          method.departs or "–") for method in all_methods().values()],
-                        columns=["method", "name", "published", "shown to be equal", "departs"])
+    return pd.DataFrame([{"method": method.title, "name": method.reference} | method.notes
+                         for method in all_methods().values()])

@@ -177,6 +177,12 @@ class Method(MethodFacts):
         "Whether it learns from captions, of whatever origin."
         return self.uses("pairs")
 
+    @property
+    def notes(self) -> dict[str, str]:
+        "Where it comes from and how near it is to that; a dash for what nobody says."
+        said = {"published": self.source, "shown to be equal": self.proof, "departs": self.departs}
+        return {what: text or "–" for what, text in said.items()}
+
     def uses(self, name: str) -> bool: return name in self.known
 
 # %% ../../nbs/1_method/methods/00_base.ipynb #824ada3e
