@@ -52,9 +52,9 @@ def published_rows(method: Method) -> str:
         values = ["–" if row[name] != row[name] else metric.show(row[name]) for name in sets]
         rows.append([TABLES[row.source], row.model, row.batch, plain(metric.label), *values,
                      plain(REMARKS.get((row.source, row.method, row.batch), ""))])
-    remarked = any(row[-1] for row in rows)
+    remarked, heads = any(row[-1] for row in rows), [name.removeprefix("ImageNet") or name for name in sets]
     return listing(rows if remarked else [row[:-1] for row in rows],
-                   ["source", "model", "batch", "metric", *sets, *["remark"] * remarked])
+                   ["source", "model", "batch", "metric", *heads, *["remark"] * remarked])
 
 
 def commands(method: Method) -> str:
