@@ -47,8 +47,8 @@ __all__ = ['PARTS', 'MOST_PANELS', 'ELSEWHERE', 'UNKNOWN', 'BEGIN', 'OF_TEXT', '
            'UNMEASURED', 'FILES', 'TAKEN', 'LICENSE', 'Handed', 'open_handed', 'whole_calibration', 'scaled_ece',
            'results_of', 'draw_calibration', 'base_model', 'shown_settings', 'card_data', 'introduction',
            'results_table', 'about_temperature', 'about_results', 'python_lines', 'usage', 'how_made', 'about_license',
-           'card_of', 'write_export', 'own_files', 'check_target', 'put_in_place', 'export_to', 'check_repository',
-           'why', 'push_folder', 'stated_license', 'export_model']
+           'card_of', 'what_of', 'write_export', 'own_files', 'check_target', 'put_in_place', 'export_to',
+           'check_repository', 'why', 'push_folder', 'stated_license', 'export_model']
 
 # %% ../nbs/6_use/05_export.ipynb #31aed17a
 PARTS = ("student", "teacher")
@@ -352,6 +352,13 @@ def card_of(
 FILES = ("open_clip_config.json", "open_clip_model.safetensors", "head.safetensors", "classes.json", "metrics.tsv",
          "reliability.png", "README.md", EXPORT)  # all that an export may have
 
+def what_of(
+    handed: Handed,
+) -> dict[str, Any]:
+    "What the record of an export says that it is of."
+    return {"method": handed.method.name, "part": handed.part, "benchmark": handed.benchmark.name,
+            "settings": shown_settings(handed)}
+
 def write_export(
     handed: Handed,
     folder: Path,
@@ -371,8 +378,7 @@ def write_export(
         figure = draw_calibration(run, results, calibration.temperature if calibration else 1.0)
         if figure: write_atomic(folder/"reliability.png", png(figure))
     write_atomic(folder/"README.md", str(card(results, calibration)))
-    record = {"carot": __version__, "method": handed.method.name, "part": handed.part,
-              "benchmark": handed.benchmark.name, "settings": shown_settings(handed),
+    record = {"carot": __version__, **what_of(handed),
               "calibration": asdict(calibration) if calibration else None, "made": seal(folder, *FILES)}
     write_atomic(folder/EXPORT, json.dumps(sealed(record), indent=1) + "\n")
 
@@ -474,28 +480,30 @@ LICENSE = "[a-z0-9][a-z0-9.-]{0,60}"  # how the hub spells one
 
 def stated_license(
     folder: Path,
+    handed: Handed,
 ) -> str:
-    "The licence on the card of an earlier export; unknown if there is none."
-    try: found = re.search(f"^license: ({LICENSE})$", (folder/"README.md").read_text(encoding="utf-8"), re.M)
-    except (OSError, UnicodeDecodeError): found = None
-    return found[1] if found else UNKNOWN
+    "The licence on the card of an earlier export of the same model; unknown if there is none."
+    try: record, card = read_json(folder/EXPORT), (folder/"README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError): return UNKNOWN
+    found = re.search(f"^license: ({LICENSE})$", card, re.M)
+    return found[1] if found and record | what_of(handed) == record else UNKNOWN
 
 @bounded()
 def export_model(
     run: str | Path,  # a run's directory
     to: str | Path,  # new folder, or that of an earlier export
     part: str = "student",  # student, or teacher: the model that followed it in training
-    license: str | None = None,  # of the weights, as the hub spells it: mit, ...; None: that of an earlier export
+    license: str | None = None,  # of the weights, as the hub spells it: mit, ...; None: as it was before
     push: str | None = None,  # repository on the Hugging Face hub, OWNER/NAME; None: it is sent nowhere
     private: bool = False,  # make that repository a private one, if it is new
 ) -> Path:  # the folder
     "One folder with a run's model, its classes, its temperature and a model card, to be handed on."
-    target = check_target(to)
-    license = license or stated_license(target)
-    if not re.fullmatch(LICENSE, license):
+    if license is not None and not re.fullmatch(LICENSE, license):
         raise UserError(f"license must be spelt as on the hub, as mit or apache-2.0, not {license[:60]!r}")
+    target = check_target(to)
     if push: check_repository(push)
     handed, name = open_handed(Path(run), part), target.name
+    license = license or stated_license(target, handed)
     if Path(os.path.realpath(run)) in target.parents:
         raise UserError(f"{to} is in the run's directory; choose another folder (parameter to)")
     def card(results, calibration): return card_of(handed, name, results, calibration, license, push)

@@ -134,7 +134,7 @@ def source(module: Module, node: ast.stmt) -> str:
     first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
     code = "\n".join(module.lines[first - 1:node.end_lineno])
     fence = "`" * (max([2, *map(len, re.findall("`+", code))]) + 1)
-    return (f'<details class="source"><summary>source</summary>\n\n{fence}python\n{code}\n{fence}\n\n</details>\n')
+    return f'<details class="source"><summary>source</summary>\n\n{fence}python\n{code}\n{fence}\n\n</details>\n'
 
 
 def head_of(node: ast.FunctionDef, name: str) -> str:

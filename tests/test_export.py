@@ -156,6 +156,8 @@ def test_what_the_hub_reads(make_run, tmp_path):
     export_model(run, tmp_path/"out", license="cc-by-4.0")
     export_model(run, tmp_path/"out")  # the licence stays what it was said to be
     text = (tmp_path/"out"/"README.md").read_text(encoding="utf-8")
+    other = export_model(make_run("lp"), shutil.copytree(tmp_path/"out", tmp_path/"other"))
+    assert hub.ModelCard.load(other/"README.md").data.license == "unknown"  # of another model nobody has said it
     data = yaml.safe_load(text.split("---\n")[1])
     assert (data["license"], data["library_name"], data["pipeline_tag"]) == (
         "cc-by-4.0", "open_clip", "zero-shot-image-classification")
