@@ -73,4 +73,4 @@ FLYP = Method(
     source="Goyal et al., CVPR 2023 (arXiv 2212.00638)",
     proof="loss, gradients, schedule and optimizer groups of the public code run beside ours, float64: 1e-12",
     departs="an epoch shows each image once with a drawn template and ends with a smaller batch; the public stream "
-            "draws 1.28 of 102 million (image, template) rows and has full batches only (`full_batches`)")
+            "draws 1.28 of 102 million (image, template) rows and has full batches only (parameter full_batches)")
