@@ -27,7 +27,7 @@ from carot.clip import build_clip
 from carot.core import UserError
 from carot.engine import checkpoints
 from carot.engine.checkpoints import checksums, save_checkpoint
-from carot.engine.signals import Stopped
+from carot.engine.signals import Stopped, StopSignals, outlive_signals
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -330,6 +330,18 @@ def test_signal_to_a_script_and_its_loader_processes(tmp_path, number):
     last = steps(tmp_path)[-1]
     within = f"carot: stopped by {number.name} and saved at step {last} of 900; give the same" in errors
     assert within or f"{number.name} between the epochs" in errors and last % 3 == 0
+
+def test_a_signal_finds_a_loader_process_that_has_just_begun(monkeypatch):
+    "PyTorch's handler is there, ours is not yet."
+    from torch.utils.data._utils import signal_handling
+    usual = signal_handling._set_worker_signal_handlers
+    def and_then():
+        usual()
+        os.kill(os.getpid(), signal.SIGTERM)
+    monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", and_then)
+    loader = torch.utils.data.DataLoader(range(8), num_workers=2, worker_init_fn=outlive_signals)
+    with StopSignals() as stop: assert len(list(stop.watch(loader))) == 8
+    assert not stop.asked
 
 @pytest.mark.slow(15)
 def test_signal_to_the_command_reaches_the_kernel_and_back(tmp_path, warm):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from shutil import rmtree
 from typing import Any
 
-from .processes import AGAIN, STOPS, follow_parent
+from .processes import AGAIN, STOPS, follow_parent, hold_signals
 
 # %% auto #0
 __all__ = ['Stopped', 'is_gone', 'leave_terminal', 'StopSignals', 'stoppable', 'outlive_signals', 'end_worker', 'tell_later',
@@ -74,7 +74,9 @@ class StopSignals:
     def watch(self, batches: Iterable) -> Iterator:
         "The batches; while they last a signal waits until it is asked for."
         self.busy = True
-        try: yield from batches
+        try:
+            with hold_signals(): begun = iter(batches)  # its loader processes hold them until they can outlive them
+            yield from begun
         finally: self.busy = False
 
     def leave(self, where: str) -> None:
@@ -110,6 +112,7 @@ def outlive_signals(
     for number in STOPS: signal.signal(number, wait_and_end if number == signal.SIGTERM else signal.SIG_IGN)
     if parent: follow_parent(parent.pid, signal.SIGTERM)
     sys.excepthook = tell_later
+    if hasattr(signal, "pthread_sigmask"): signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)  # as `begin`
 
 def end_worker() -> None:
     "Ends this process and leaves no temporary folder."
